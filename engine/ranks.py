@@ -1,0 +1,50 @@
+"""The seam between the engine and the processes that compute."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from core.progress import Progress
+from parallel.plan import StepPlan, StepResult
+from parallel.rank.messages import Joined, Load, Loaded
+
+
+class RankFailure(NamedTuple):
+    """Which rank broke, for logs and for the supervisor."""
+
+    rank: int
+    reason: str
+
+
+class RankPool(Protocol):
+    """The ranks of one model copy, for one generation. Used by one thread; `kill` may come from any.
+
+    Order of calls: join, load, then submit/collect pairs, at last close. After any ReplicaFailed only close is allowed.
+    """
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in the pool."""
+        ...
+
+    def join(self, on_progress: Callable[[Progress], None]) -> list[Joined]:
+        """Start the processes, form the TP group, return what each rank found; blocks. Raises ReplicaFailed, StartupError."""
+        ...
+
+    def load(self, load: Load, on_progress: Callable[[Progress], None]) -> list[Loaded]:
+        """Have every rank load and warm up; blocks. Raises ReplicaFailed, StartupError."""
+        ...
+
+    def submit(self, plan: StepPlan) -> None:
+        """Send one plan to every rank without waiting for it. At most two plans may be under way. Raises ReplicaFailed."""
+        ...
+
+    def collect(self, timeout_s: float) -> StepResult:
+        """Return the result of the oldest plan under way; blocks up to `timeout_s`.
+
+        Raises StepTimeout, or RankDied as soon as any rank's connection breaks.
+        """
+        ...
+
+    def close(self) -> None:
+        """Shut the ranks down, killing those that do not leave; returns when all are gone. Idempotent, any thread."""
+        ...

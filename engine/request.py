@@ -1,0 +1,71 @@
+"""What enters the engine and what leaves it: token ids, never text."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from core.errors import ErrorInfo
+from parallel.plan import TokenLogprobs
+from parallel.sampling.params import SamplingParams
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One prompt and the wish for one completion."""
+
+    request_id: str
+    token_ids: list[int]
+    """The prompt, then tokens already emitted to the client if this continues a broken stream."""
+    num_prompt_tokens: int
+    """Where the prompt ends in `token_ids`; max_tokens, min_tokens and penalties count from here."""
+    sampling: SamplingParams
+    priority: int = 0
+    """Lower runs first."""
+    deadline_s: float | None = None
+    """Seconds from submission after which the request is ended with DeadlineExceeded."""
+    cache_salt: str = ""
+    """Requests of different salts never share cached KV blocks."""
+
+
+class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
+    """What one step did for one request. Exactly one event of a request is terminal."""
+
+    request_id: str
+    token_ids: list[int]
+    """New tokens; a stop token that ended the request is not among them."""
+    finish_reason: FinishReason | None = None
+    error: ErrorInfo | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache; set on the first event."""
+    stop_token_id: int | None = None
+    """The token that ended the request, if one did."""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing follows for this request."""
+        return self.finish_reason is not None or self.error is not None
+
+
+EventSink = Callable[[list[TokenEvent]], None]
+"""Takes all events of one step that belong to one consumer; called on the engine thread, must not block or raise."""
+
+
+class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
+    """How busy one model copy is; routers and metrics read it."""
+
+    num_running: int
+    num_waiting: int
+    num_outstanding_tokens: int
+    """Prefill tokens not yet computed plus tokens that may still be generated, over all requests."""
+    num_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    """Unreferenced but still holding a prefix; free in effect."""
+    num_steps: int
+    num_preemptions: int
+    num_generated_tokens: int
+    num_prompt_tokens: int
+    num_cached_prompt_tokens: int

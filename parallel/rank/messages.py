@@ -1,0 +1,118 @@
+"""The rank channel's vocabulary: one TCP or Unix connection from each rank to its leader, msgpack frames.
+
+    rank -> leader   Joined, Listening (rank 0), Progress*, Loaded, then StepResult per plan (rank 0), RankError at any time
+    leader -> rank   Rendezvous, Load, then StepPlan*, at last Shutdown
+
+A rank never answers after RankError; the leader ends it. A broken connection means the rank is dead.
+"""
+
+import msgspec
+
+from core.errors import ErrorInfo
+from core.progress import Progress
+from parallel.plan import StepPlan, StepResult
+
+
+class RankSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a rank's process needs to find its leader; crosses by stdin or an actor argument, never a command line."""
+
+    rank: int
+    world_size: int
+    generation: int
+    """Counts restarts of the group; a rank of an older generation is refused."""
+    leader_host: str
+    leader_port: int
+    secret: bytes
+    device: str
+    """`cpu` or `cuda` (the process sees only its own GPU)."""
+    num_threads: int
+    """CPU threads of this rank."""
+    collective_timeout_s: float = 30.0
+
+
+class Joined(msgspec.Struct, frozen=True, tag=True):
+    """First message of a rank."""
+
+    rank: int
+    generation: int
+    pid: int
+    host: str
+    """Address other ranks reach this one by."""
+    node: str
+    """Same for ranks that share a machine's memory."""
+    device: str
+    total_memory_bytes: int
+    free_memory_bytes: int
+    """Of the GPU, or of the node for `cpu`."""
+
+
+class Rendezvous(msgspec.Struct, frozen=True, tag=True):
+    """Where the group meets. Rank 0 gets port 0, opens the store, and answers Listening; the others get its address."""
+
+    host: str
+    port: int
+
+
+class Listening(msgspec.Struct, frozen=True, tag=True):
+    """Rank 0's rendezvous store is open."""
+
+    port: int
+
+
+class Load(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Read weights, allocate the KV cache, warm up."""
+
+    model: str
+    """Local folder, GGUF file or hub id."""
+    revision: str | None
+    dtype: str
+    """float32, bfloat16 or float16."""
+    kv_dtype: str
+    num_blocks: int
+    block_size: int
+    max_rows: int
+    max_model_len: int
+    max_step_tokens: int
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """The rank has its weights, its KV cache, and has run a warm-up step."""
+
+    rank: int
+    weight_bytes: int
+    kv_bytes: int
+    load_time_s: float
+
+
+class RankError(msgspec.Struct, frozen=True, tag=True):
+    """The rank cannot go on; `traceback` is for the leader's log only."""
+
+    rank: int
+    error: ErrorInfo
+    traceback: str = ""
+
+
+class RankProgress(msgspec.Struct, frozen=True, tag=True):
+    """Carries Progress."""
+
+    progress: Progress
+
+
+class Plan(msgspec.Struct, frozen=True, tag=True):
+    """Carries a StepPlan."""
+
+    plan: StepPlan
+
+
+class Result(msgspec.Struct, frozen=True, tag=True):
+    """Carries rank 0's StepResult."""
+
+    result: StepResult
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Leave the group and exit 0."""
+
+
+FromRank = Joined | Listening | RankProgress | Loaded | Result | RankError
+ToRank = Rendezvous | Load | Plan | Shutdown
