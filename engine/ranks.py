@@ -27,7 +27,10 @@ class RankPool(Protocol):
         ...
 
     def join(self, on_progress: Callable[[Progress], None]) -> list[Joined]:
-        """Start the processes, form the TP group, return what each rank found; blocks. Raises ReplicaFailed, StartupError."""
+        """Start the processes, form the TP group, return what each rank found. Blocks.
+
+        Raises ReplicaFailed, StartupError.
+        """
         ...
 
     def load(self, load: Load, on_progress: Callable[[Progress], None]) -> list[Loaded]:
@@ -35,7 +38,7 @@ class RankPool(Protocol):
         ...
 
     def submit(self, plan: StepPlan) -> None:
-        """Send one plan to every rank without waiting for it. At most two plans may be under way. Raises ReplicaFailed."""
+        """Send one plan to every rank without waiting for it; at most two may be under way. Raises ReplicaFailed."""
         ...
 
     def collect(self, timeout_s: float) -> StepResult:

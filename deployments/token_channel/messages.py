@@ -1,7 +1,7 @@
 """The token channel's vocabulary: one authenticated TCP connection per gateway and group, msgpack frames.
 
     gateway -> group   Submit, Cancel
-    group -> gateway   Welcome once, then Accepted or Refused per Submit, one Events per engine step, Load about every 100 ms
+    group -> gateway   Welcome once, then Accepted or Refused per Submit, one Events per step, Load every 100 ms or so
 
 Token ids only: text, JSON and HTTP stay on the gateway's side. A broken connection means the group is lost to this
 gateway, and every stream on it ends in ReplicaFailed (until a later issue resumes it elsewhere).

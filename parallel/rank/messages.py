@@ -1,6 +1,6 @@
 """The rank channel's vocabulary: one TCP or Unix connection from each rank to its leader, msgpack frames.
 
-    rank -> leader   Joined, Listening (rank 0), Progress*, Loaded, then StepResult per plan (rank 0), RankError at any time
+    rank -> leader   Joined, Listening (rank 0), Progress*, Loaded, then Result per plan (rank 0), RankError any time
     leader -> rank   Rendezvous, Load, then StepPlan*, at last Shutdown
 
 A rank never answers after RankError; the leader ends it. A broken connection means the rank is dead.
@@ -14,7 +14,7 @@ from parallel.plan import StepPlan, StepResult
 
 
 class RankSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a rank's process needs to find its leader; crosses by stdin or an actor argument, never a command line."""
+    """What a rank's process needs to find its leader; crosses by stdin or an actor argument, never a command line."""
 
     rank: int
     world_size: int

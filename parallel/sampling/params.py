@@ -30,10 +30,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens in prompt or output (CTRL, arXiv 1909.05858 sec. 4.1)."""
+    """Divides positive and multiplies negative logits of tokens in prompt or output (CTRL, arXiv 1909.05858, 4.1)."""
     logit_bias: dict[int, float] = {}
     logprobs: int | None = None
-    """None: no logprobs. n: the chosen token's and the n most likely alternatives', before penalties and temperature."""
+    """None: none. n: the chosen token's and the n most likely alternatives', before penalties and temperature."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
@@ -49,7 +49,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _require(0 < self.repetition_penalty <= 100, "repetition_penalty", self.repetition_penalty, "use 0 to 100")
         _require(self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, "use 0 to 20")
         _require(
-            len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS, "stop_token_ids", len(self.stop_token_ids), "use at most 128"
+            len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS,
+            "stop_token_ids",
+            len(self.stop_token_ids),
+            "use at most 128",
         )
         _require(len(self.logit_bias) <= MAX_LOGIT_BIAS, "logit_bias", len(self.logit_bias), "use at most 1024 entries")
         for bias in self.logit_bias.values():
