@@ -32,5 +32,7 @@ class RoutingPolicy(Protocol):
     """A pure function on a load view."""
 
     def pick(self, groups: Sequence[GroupView], cost: RequestCost) -> str:
-        """Return the group_id to use; `groups` is never empty. Must not keep references to `groups`."""
+        """Return the group_id to use. `groups` is never empty and comes least recently picked first, so that taking the
+        first of equals is fair without a memory. Must not keep references to `groups`.
+        """
         ...
