@@ -1,0 +1,14 @@
+"""The Ray actor around one rank: a process of its own, so that a crash or a held GIL stays in it."""
+
+from parallel.rank.messages import RankSpec
+
+
+class RankActor:
+    """Wrapped by `ray.remote` in ray_launcher; everything after `run` goes over the rank channel, not over Ray."""
+
+    def run(self, spec: RankSpec) -> None:
+        """Be this rank until the leader ends it; blocks for the life of the generation."""
+        # Imported here: the leader imports this module too, and must not load torch.
+        from parallel.rank.loop import run_rank
+
+        run_rank(spec)
