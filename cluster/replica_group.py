@@ -16,8 +16,6 @@ from engine.request import EngineLoad, EventSink, GenerationRequest
 _DRAIN_POLL_S = 0.05
 _CLOSE_TIMEOUT_S = 30.0
 
-_IDLE = EngineLoad(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-
 
 class GroupIdentity(msgspec.Struct, frozen=True):
     """Who a group is; never changes."""
@@ -67,10 +65,10 @@ class ReplicaGroup:
         if engine is not None:
             engine.cancel(request_id)
 
-    def load(self) -> EngineLoad:
-        """Return how busy the group is; all zeros while it has no engine."""
+    def load(self) -> EngineLoad | None:
+        """Return how busy the group is; None while it has no engine."""
         engine = self._supervisor.snapshot().engine
-        return _IDLE if engine is None else engine.load()
+        return None if engine is None else engine.load()
 
     def status(self) -> GroupStatus:
         """Return what gateways are told."""
@@ -118,7 +116,7 @@ class ReplicaGroup:
 
     def _is_busy(self) -> bool:
         load = self.load()
-        return load.num_running + load.num_waiting > 0
+        return load is not None and load.num_running + load.num_waiting > 0
 
     def _serving_engine(self) -> ModelEngine:
         now = self._supervisor.snapshot()
