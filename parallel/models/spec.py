@@ -34,26 +34,22 @@ class RopeSpec:
     def inverse_frequencies(self, head_dim: int) -> NDArray[np.float32]:
         """Return head_dim / 2 angles per position; the angle of pair i at position p is p times element i."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        frequencies = np.float32(1.0) / np.power(np.float32(self.theta), exponents, dtype=np.float32)
-        if self.scaling == "linear":
-            return frequencies / np.float32(self.factor)
-        if self.scaling == "llama3":
-            return self._llama3(frequencies)
-        if self.scaling == "factors":
-            return frequencies / np.asarray(self.factors, dtype=np.float32)
-        return frequencies
+        frequencies = (1.0 / np.power(np.float32(self.theta), exponents)).astype(np.float32)
+        return (frequencies / self._divisors(frequencies)).astype(np.float32)
 
-    def _llama3(self, frequencies: NDArray[np.float32]) -> NDArray[np.float32]:
-        wavelengths = 2 * np.pi / frequencies
-        longest = self.original_max_position_embeddings / self.low_freq_factor
-        shortest = self.original_max_position_embeddings / self.high_freq_factor
-        smooth = (self.original_max_position_embeddings / wavelengths - self.low_freq_factor) / (
-            self.high_freq_factor - self.low_freq_factor
-        )
-        blended = (1 - smooth) * frequencies / self.factor + smooth * frequencies
-        scaled = np.where(wavelengths > longest, frequencies / self.factor, frequencies)
-        is_between = (wavelengths <= longest) & (wavelengths >= shortest)
-        return np.where(is_between, blended, scaled).astype(np.float32)
+    def _divisors(self, frequencies: NDArray[np.float32]) -> NDArray[np.float32] | float:
+        if self.scaling == "factors":
+            return np.asarray(self.factors, dtype=np.float32)
+        if self.scaling == "llama3":
+            return self._llama3_divisors(frequencies)
+        return self.factor
+
+    def _llama3_divisors(self, frequencies: NDArray[np.float32]) -> NDArray[np.float32]:
+        # Turns that a pair makes over the original context: fast pairs stay, slow ones are slowed, between is blended.
+        turns = self.original_max_position_embeddings * frequencies / (2 * np.pi)
+        share_kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        share_kept = np.clip(share_kept, 0, 1)
+        return (1 / ((1 - share_kept) / self.factor + share_kept)).astype(np.float32)
 
 
 @dataclass(frozen=True)
