@@ -97,10 +97,10 @@ def _replicated_groups(spec: ModelSpec, world_size: int) -> tuple[list[range], l
 
 
 def _balanced_ffn(spec: ModelSpec, query_heads: list[range], kv_heads: list[range]) -> list[range]:
-    """Return contiguous column ranges; each unit goes to the rank that holds least so far, each rank having one first."""
+    """Return consecutive column ranges: a unit for every rank, then each unit to the rank that holds least so far."""
     world_size = len(query_heads)
     unit = _unit(spec.intermediate_size, world_size)
-    # In columns: a query head has as many weights as 2 E / 3 columns (q, o against gate, up, down), and so has a KV head.
+    # Counted in columns. A column has 3 D weights (gate, up, down); a query head (q, o) and a KV head (k, v) have 2 E D.
     held = [2 * spec.head_dim * (len(q) + len(kv)) / 3 + unit for q, kv in zip(query_heads, kv_heads, strict=True)]
     sizes = [unit] * world_size
     lightest = [(load, rank) for rank, load in enumerate(held)]

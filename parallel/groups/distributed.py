@@ -1,14 +1,34 @@
-"""The group over torch.distributed: NCCL between GPUs, gloo between CPUs. No global process group is made."""
+"""The group over torch.distributed: NCCL between GPUs, gloo between CPUs.
 
+The backend objects are used directly. So there is no global process group, several groups may live in one process, and
+a call costs what the backend costs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore
+from torch.distributed import Backend, PrefixStore, Store
+
+from core.errors import RankDied
+from parallel.groups.exchange import PeerExchange
+
+MAX_EXCHANGE_BYTES = 64 * 1024
+"""On gloo, tensors up to this size go rank to rank; from about 100 KiB on gloo's own ring is the faster way."""
 
 
 class DistributedGroup:
-    """A TPGroup of several processes."""
+    """A TPGroup of several processes. After RankDied only `close` is of use."""
+
+    def __init__(self, backend: Backend, device: torch.device) -> None:
+        self._backend = backend
+        self._device = device
+        self._exchange = PeerExchange(backend) if device.type == "cpu" else None
+        self._is_closed = False
 
     @classmethod
     def join(
@@ -17,7 +37,7 @@ class DistributedGroup:
         rank: int,
         world_size: int,
         host: str,
-        store: TCPStore,
+        store: Store,
         device: torch.device,
         timeout_s: float,
         generation: int,
@@ -25,32 +45,76 @@ class DistributedGroup:
         """Return the group once every rank joined; blocks up to `timeout_s`. Raises RankDied.
 
         `host` is this rank's own address, which the other ranks reach it by; `generation` keeps ranks of a former life
-        of the group out.
+        of the group out. A collective that waits longer than `timeout_s` fails.
         """
-        raise NotImplementedError
+        own_store = PrefixStore(f"generation-{generation}", store)
+        timeout = timedelta(seconds=timeout_s)
+        with _rank_died(f"rank {rank} could not form the group of {world_size}"):
+            if device.type == "cpu":
+                return cls(_gloo(own_store, rank, world_size, host, timeout), device)
+            return cls(_nccl(own_store, rank, world_size, device, timeout), device)
 
     @property
     def rank(self) -> int:
         """This process's index."""
-        raise NotImplementedError
+        return self._backend.rank()
 
     @property
     def world_size(self) -> int:
         """Ranks in the group."""
-        raise NotImplementedError
+        return self._backend.size()
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Return the elementwise sum over ranks, in `x`. Raises RankDied."""
-        raise NotImplementedError
+        with _rank_died("all_reduce failed"):
+            if self._exchange is not None and x.nbytes <= MAX_EXCHANGE_BYTES:
+                return self._exchange.all_reduce(x)
+            self._backend.allreduce([x]).wait()
+        return x
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Return every rank's `x`, [world_size, *x.shape]. Raises RankDied."""
-        raise NotImplementedError
+        with _rank_died("all_gather failed"):
+            if self._exchange is not None and x.nbytes <= MAX_EXCHANGE_BYTES:
+                return self._exchange.all_gather(x)
+            gathered = x.new_empty((self.world_size, *x.shape))
+            self._backend._allgather_base(gathered.view(-1), x.view(-1)).wait()
+        return gathered
 
     def barrier(self) -> None:
         """Return after every rank arrived. Raises RankDied."""
-        raise NotImplementedError
+        # Reading the sum waits for the device as well.
+        self.all_reduce(torch.zeros(1, device=self._device)).item()
 
     def close(self) -> None:
         """Leave the group; idempotent, never blocks on a dead peer."""
-        raise NotImplementedError
+        if not self._is_closed:
+            self._is_closed = True
+            self._backend.abort()
+
+
+def _gloo(store: Store, rank: int, world_size: int, host: str, timeout: timedelta) -> Backend:
+    options = dist.ProcessGroupGloo._Options()
+    # Named, because gloo would otherwise resolve this machine's host name, which may lead nowhere or to another network.
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+    options._timeout = timeout
+    return dist.ProcessGroupGloo(store, rank, world_size, options)
+
+
+def _nccl(store: Store, rank: int, world_size: int, device: torch.device, timeout: timedelta) -> Backend:
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    backend = dist.ProcessGroupNCCL(store, rank, world_size, options)
+    backend.eager_connect_single_device(device)
+    return backend
+
+
+@contextmanager
+def _rank_died(what: str) -> Iterator[None]:
+    """Convert what torch.distributed raises. Running out of memory is a RuntimeError too, but not a death."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RankDied(f"{what}: {error}") from error

@@ -1,11 +1,39 @@
 """The key-value store in which ranks find each other."""
 
+import socket
+from datetime import timedelta
+
 from torch.distributed import TCPStore
+
+from core.errors import RankDied
 
 
 def open_store(host: str, port: int, timeout_s: float) -> TCPStore:
     """Return the rendezvous store: port 0 opens it on `host` and a free port (`.port` of the result), another connects.
 
-    Blocks up to `timeout_s` while connecting. Raises RankDied if nobody listens there.
+    Blocks up to `timeout_s` while connecting. Raises RankDied if nobody listens there, OSError if `host` is not an
+    address of this machine when opening.
     """
-    raise NotImplementedError
+    return _serve(host, timeout_s) if port == 0 else _connect(host, port, timeout_s)
+
+
+def _serve(host: str, timeout_s: float) -> TCPStore:
+    # The store would listen on every interface and a port we had to guess; a socket of ours does neither.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, 0), family=family, backlog=128)
+    port = listener.getsockname()[1]
+    return TCPStore(
+        host,
+        port,
+        is_master=True,
+        timeout=timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def _connect(host: str, port: int, timeout_s: float) -> TCPStore:
+    try:
+        return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
+    except RuntimeError as error:
+        raise RankDied(f"no rendezvous at {host}:{port} within {timeout_s:g} s: {error}") from None

@@ -2,10 +2,20 @@
 
 import torch
 
+from core.errors import UnsupportedModel
 from parallel.groups.base import TPGroup
+from parallel.layers.shard import Storage
 from parallel.models.decoder import CausalLM
 from parallel.models.spec import ModelSpec
 from parallel.sharding import RankShard
+
+MODELS = {
+    "LlamaForCausalLM": CausalLM,
+    "MistralForCausalLM": CausalLM,
+    "Qwen2ForCausalLM": CausalLM,
+    "Qwen3ForCausalLM": CausalLM,
+}
+"""The class that implements each architecture."""
 
 
 def build_model(
@@ -15,4 +25,6 @@ def build_model(
 
     Raises UnsupportedModel if the architecture is not implemented.
     """
-    raise NotImplementedError
+    if spec.architecture not in MODELS:
+        raise UnsupportedModel(f"architecture {spec.architecture!r} is not implemented; use one of {', '.join(MODELS)}")
+    return MODELS[spec.architecture](spec, shard, group, Storage(dtype, device)).eval()
