@@ -62,6 +62,42 @@ async def read_frame(reader: asyncio.StreamReader) -> bytes:
         raise ConnectionLost(f"peer is gone: {error}") from None
 
 
+class FrameBuffer:
+    """Cuts a byte stream into frames; holds at most one unfinished frame. For callers that are handed bytes."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the payloads that `data` completes, in order; keeps what is left. Raises ConnectionLost."""
+        if self._rest:
+            self._rest += data
+            # An unfinished large frame comes in many reads; copying it at each would be quadratic.
+            if len(self._rest) < _LENGTH.size or len(self._rest) - _LENGTH.size < self._announced(self._rest, 0):
+                return []
+            data = bytes(self._rest)
+            self._rest.clear()
+        payloads: list[bytes] = []
+        start, end = 0, len(data)
+        while end - start >= _LENGTH.size:
+            begin = start + _LENGTH.size
+            stop = begin + self._announced(data, start)
+            if stop > end:
+                break
+            payloads.append(data[begin:stop])
+            start = stop
+        if start < end:
+            self._rest += data[start:]
+        return payloads
+
+    @staticmethod
+    def _announced(data: bytes | bytearray, start: int) -> int:
+        (length,) = _LENGTH.unpack_from(data, start)
+        if length > MAX_FRAME_BYTES:
+            raise ConnectionLost(f"peer announced a frame of {length} bytes; the limit is {MAX_FRAME_BYTES}")
+        return length
+
+
 def authenticate(sock: socket.socket, secret: bytes) -> None:
     """Prove and check knowledge of `secret`, either end. Raises ConnectionLost if the peer does not know it."""
     nonce = secrets.token_bytes(_NONCE_BYTES)

@@ -121,8 +121,9 @@ class Router:
         self._ledgers.pop(group_id, None)
 
     def view(self, group_id: str) -> GroupView:
-        """Return one group as the policy would see it now."""
-        return self._ledger(group_id).view()
+        """Return one group as the policy would see it now; an unknown group has nothing to do."""
+        ledger = self._ledgers.get(group_id)
+        return ledger.view() if ledger is not None else GroupView(group_id, 0, 0, 0)
 
     def _ledger(self, group_id: str) -> _Ledger:
         ledger = self._ledgers.get(group_id)
