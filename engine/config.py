@@ -1,9 +1,9 @@
 """What one model copy is configured with. Restart-only; live limits are in SchedulerConfig and can be replaced."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from core.config import Config
 
@@ -32,9 +32,9 @@ class ModelConfig(Config):
     revision: str | None = None
     """Hub branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: the checkpoint's own, except that float16 and GGUF become bfloat16 on CPU."""
+    """`auto`: bfloat16, except for float32 checkpoints on a CPU, which stay float32."""
     max_model_len: PositiveInt | None = None
-    """Longest prompt + output in tokens; default is the checkpoint's limit."""
+    """Longest prompt + output in tokens. Default: the checkpoint's limit, or what the KV blocks hold if less."""
 
 
 class ParallelConfig(Config):
@@ -76,7 +76,19 @@ class SchedulerConfig(Config):
     max_prefill_chunk: PositiveInt = 512
     """Most prompt tokens of one request in a step, so that decodes are not held up."""
     max_waiting: PositiveInt = 1024
-    """Requests that may wait; more are refused with QueueFull."""
+    """Requests accepted beyond `max_running`; more are refused with QueueFull."""
+    max_steps_under_way: Literal[1, 2] = 1
+    """2 plans a step while the ranks compute the one before, so that they never wait for the leader; in return a new
+    request waits for one step more, and a request that ends on a stop token has computed one token more."""
+
+    @model_validator(mode="after")
+    def _every_decode_fits_a_step(self) -> Self:
+        if self.max_step_tokens < self.max_running:
+            raise ValueError(
+                f"max_step_tokens={self.max_step_tokens} is less than max_running={self.max_running}, so that not "
+                "every running request could get a token in a step; raise the one or lower the other"
+            )
+        return self
 
 
 class EngineConfig(Config):

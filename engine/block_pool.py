@@ -1,0 +1,149 @@
+"""Which KV blocks are free, referenced or cached. Block ids only: the tensors are on the ranks.
+
+    free        holds nothing of use
+    referenced  in the block table of one or more running requests
+    cached      in no block table, but still holds a full block that its hash finds; evicted least recently used first
+
+Every block is in exactly one of the three states, and every operation costs O(1) per block. A referenced block may be
+published too: then other requests find and share it.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from core.errors import EaglerayError
+
+BlockHash = bytes
+"""Chained hash of a full block and all blocks before it; see engine.prefix_cache."""
+
+
+class OutOfBlocks(EaglerayError):
+    """Fewer blocks are free or cached than were asked for; the caller must make room first."""
+
+    code = "out_of_blocks"
+
+
+class BlockListener(Protocol):
+    """Hears which prefixes the pool can serve. Called on the engine thread; must not block or raise."""
+
+    def on_stored(self, block_hashes: Sequence[BlockHash]) -> None:
+        """These hashes can now be found."""
+        ...
+
+    def on_evicted(self, block_hashes: Sequence[BlockHash]) -> None:
+        """These hashes can no longer be found."""
+        ...
+
+
+class BlockPool:
+    """A fixed number of KV blocks. Used by the engine thread only, but counts may be read from any thread."""
+
+    def __init__(self, num_blocks: int, listener: BlockListener | None = None) -> None:
+        self.num_blocks = num_blocks
+        self._listener = listener
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._ref_counts = [0] * num_blocks
+        # Keys in order of release: the first one is the least recently used.
+        self._cached: dict[int, None] = {}
+        self._hash_of: dict[int, BlockHash] = {}
+        self._block_of: dict[BlockHash, int] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that hold nothing of use."""
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        """Unreferenced blocks that still hold a prefix."""
+        return len(self._cached)
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` can hand out: free ones, then cached ones."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_referenced(self) -> int:
+        """Blocks in block tables."""
+        return self.num_blocks - self.num_available
+
+    def allocate(self, count: int) -> list[int]:
+        """Return `count` blocks, referenced once; evicts cached blocks once none is free. Raises OutOfBlocks."""
+        if count > self.num_available:
+            raise OutOfBlocks(f"{count} KV blocks asked, {self.num_available} of {self.num_blocks} are available")
+        shortage = count - len(self._free)
+        if shortage > 0:
+            self._evict(shortage)
+        blocks = [self._free.pop() for _ in range(count)]
+        for block in blocks:
+            self._ref_counts[block] = 1
+        return blocks
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """Add a reference to blocks that `find` returned; cached ones become referenced."""
+        for block in blocks:
+            if self._ref_counts[block] == 0:
+                del self._cached[block]
+            self._ref_counts[block] += 1
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Drop one reference of each block of one block table.
+
+        The last block is released first, so that tails are evicted before the prefixes they hang on.
+        """
+        for block in reversed(blocks):
+            self._ref_counts[block] -= 1
+            assert self._ref_counts[block] >= 0, f"block {block} was released more often than referenced"
+            if self._ref_counts[block] == 0:
+                if block in self._hash_of:
+                    self._cached[block] = None
+                else:
+                    self._free.append(block)
+
+    def find(self, block_hash: BlockHash) -> int | None:
+        """Return the block that holds this content, if any. It stays as it is until it is shared."""
+        return self._block_of.get(block_hash)
+
+    def is_cached(self, block: int) -> bool:
+        """Whether the block is unreferenced and still holds a prefix."""
+        return block in self._cached
+
+    def publish(self, blocks: Sequence[int], block_hashes: Sequence[BlockHash]) -> None:
+        """Make referenced, fully written blocks findable.
+
+        Content that another block already holds keeps that block: the duplicate becomes free when it is released.
+        """
+        stored: list[BlockHash] = []
+        for block, block_hash in zip(blocks, block_hashes, strict=True):
+            assert self._ref_counts[block] > 0, f"block {block} was published without a reference"
+            if block_hash not in self._block_of and block not in self._hash_of:
+                self._block_of[block_hash] = block
+                self._hash_of[block] = block_hash
+                stored.append(block_hash)
+        if stored and self._listener is not None:
+            self._listener.on_stored(stored)
+
+    def check_integrity(self) -> None:
+        """Check that every block is in exactly one state and that both indexes agree. Raises AssertionError."""
+        free, cached = set(self._free), set(self._cached)
+        referenced = {block for block, count in enumerate(self._ref_counts) if count > 0}
+        assert len(free) == len(self._free), "a block is free twice"
+        assert free | cached | referenced == set(range(self.num_blocks)), "a block is lost"
+        assert len(free) + len(cached) + len(referenced) == self.num_blocks, "a block is in two states"
+        assert all(count >= 0 for count in self._ref_counts), "a reference count is negative"
+        assert cached <= self._hash_of.keys(), "a cached block has no hash"
+        assert not free & self._hash_of.keys(), "a free block has a hash"
+        assert self._block_of == {block_hash: block for block, block_hash in self._hash_of.items()}, "indexes differ"
+
+    def _evict(self, count: int) -> None:
+        evicted: list[BlockHash] = []
+        for _ in range(count):
+            block = next(iter(self._cached))
+            del self._cached[block]
+            block_hash = self._hash_of.pop(block)
+            del self._block_of[block_hash]
+            self._free.append(block)
+            evicted.append(block_hash)
+        if self._listener is not None:
+            self._listener.on_evicted(evicted)

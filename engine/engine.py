@@ -1,0 +1,253 @@
+"""The engine: a thread-safe face, and the loop that drives scheduler and ranks."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from core.clock import Clock, MonotonicClock
+from core.errors import Draining, EaglerayError, NotReady, ReplicaFailed
+from core.progress import Progress
+from engine.admission import Admission
+from engine.block_pool import BlockListener, BlockPool
+from engine.config import EngineConfig
+from engine.intake import RETRY_AFTER_S, Intake
+from engine.memory import MemoryPlan
+from engine.prefix_cache import PrefixCache
+from engine.ranks import RankPool
+from engine.request import EngineLoad, EventSink, GenerationRequest, TokenEvent
+from engine.scheduler import Outcome, Scheduler
+from engine.stats import EngineStats
+from engine.step_deadline import StepDeadline
+from engine.step_writer import ScheduledStep
+from parallel.checkpoint.reader import open_checkpoint
+from parallel.checkpoint.source import resolve_checkpoint
+from parallel.models.spec import ModelSpec
+from parallel.rank.messages import Load
+from parallel.sharding import ShardPlan
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """The brain of one model copy. Every accepted request gets exactly one terminal event, whatever happens.
+
+    `submit`, `cancel`, `drain`, `load` and `close` may be called from any thread. `run` is the body of the engine
+    thread; a test may call `step` instead. Sinks are called on the engine thread, once per step each.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        spec: ModelSpec,
+        ranks: RankPool,
+        num_blocks: int,
+        clock: Clock | None = None,
+        block_listener: BlockListener | None = None,
+    ) -> None:
+        """`ranks` must be loaded. It stays the caller's to close."""
+        self.stats = EngineStats()
+        self.max_model_len = config.model.max_model_len or spec.max_context
+        self._ranks = ranks
+        self._clock = clock or MonotonicClock()
+        self._max_steps_under_way = config.scheduler.max_steps_under_way
+        cache, limits = config.cache, config.scheduler
+        self._pool = BlockPool(num_blocks, block_listener)
+        prefix_cache = PrefixCache(self._pool, cache.block_size, cache.prefix_caching)
+        self._scheduler = Scheduler(limits, self._pool, prefix_cache, cache.block_size)
+        admission = Admission(spec, self.max_model_len, num_blocks, cache.block_size)
+        max_live = limits.max_running + limits.max_waiting
+        self._intake = Intake(admission, max_live, cache.block_size, cache.prefix_caching, self._clock)
+        self._step_deadline = StepDeadline(config.parallel.step_timeout_s)
+        self._under_way: deque[ScheduledStep] = deque()
+        # Guards the two below.
+        self._closing = threading.Lock()
+        self._closed_by: EaglerayError | None = None
+        self._is_looping = False
+
+    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
+        """Accept a request: from now on exactly one terminal event of it will reach `sink`.
+
+        Raises InvalidRequest, ContextTooLong, QueueFull, Draining or NotReady; then nothing reaches `sink`.
+        """
+        self._intake.submit(request, sink)
+
+    def cancel(self, request_id: str) -> None:
+        """Have the request end with `cancelled` within a step; unknown and ended requests are ignored."""
+        self._intake.cancel(request_id)
+
+    def drain(self) -> None:
+        """Refuse new requests with Draining; accepted ones run to their end."""
+        with self._closing:
+            if self._closed_by is None:
+                self._intake.refuse(Draining("the group is draining", retry_after_s=RETRY_AFTER_S))
+
+    def close(self, error: EaglerayError) -> None:
+        """Refuse new requests, and have all others end with `error` and `run` return, after the current step.
+
+        Does not wait for that step. A step that hangs is ended by closing the ranks.
+        """
+        with self._closing:
+            self._refuse_for(error)
+            is_looping = self._is_looping
+        self._intake.wake()
+        if not is_looping:
+            self._end_all(error)
+
+    def load(self) -> EngineLoad:
+        """Return how busy the engine is, a step old at most."""
+        live = self._intake.live()
+        counters, pool = self._scheduler.counters, self._pool
+        num_running = min(len(live), len(self._scheduler.running))
+        return EngineLoad(
+            num_running=num_running,
+            num_waiting=len(live) - num_running,
+            num_outstanding_tokens=sum(request.num_outstanding_tokens for request in live),
+            num_blocks=pool.num_blocks,
+            num_free_blocks=pool.num_free,
+            num_cached_blocks=pool.num_cached,
+            num_steps=counters.num_steps,
+            num_preemptions=counters.num_preemptions,
+            num_generated_tokens=counters.num_generated_tokens,
+            num_prompt_tokens=counters.num_prompt_tokens,
+            num_cached_prompt_tokens=counters.num_cached_prompt_tokens,
+        )
+
+    def run(self) -> ReplicaFailed | None:
+        """Step until closed, sleeping while there is nothing to do; blocks.
+
+        Returns None after `close`, or the failure of the ranks. Either way every request has ended by then.
+        """
+        with self._closing:
+            self._is_looping = True
+        failure = ReplicaFailed("the engine thread ended unexpectedly")
+        try:
+            while self._closed_by is None:
+                if not self.step():
+                    self._intake.sleep()
+        except ReplicaFailed as error:
+            failure = error
+            return error
+        finally:
+            with self._closing:
+                reason = self._refuse_for(failure)
+            self._end_all(reason)
+            with self._closing:
+                self._is_looping = False
+        return None
+
+    def step(self) -> bool:
+        """Do what can be done now, waiting for the ranks at most once; return False when there is nothing to do.
+
+        Raises ReplicaFailed.
+        """
+        outcomes = self._take_orders()
+        step = self._plan()
+        if step is not None:
+            self._send(step)
+        if self._under_way and (step is None or len(self._under_way) == self._max_steps_under_way):
+            outcomes += self._collect()
+        self._emit(outcomes)
+        return step is not None or bool(outcomes) or bool(self._under_way)
+
+    def _take_orders(self) -> list[Outcome]:
+        """Take in what other threads asked for and what the clock says."""
+        outcomes: list[Outcome] = []
+        for live in self._intake.take_new():
+            self._scheduler.add(live)
+        for live in self._intake.take_cancelled():
+            outcomes += self._scheduler.cancel(live)
+        return outcomes + self._scheduler.expire(self._clock.now_s())
+
+    def _plan(self) -> ScheduledStep | None:
+        started = time.perf_counter()
+        step = self._scheduler.plan()
+        self.stats.plan_s += time.perf_counter() - started
+        return step
+
+    def _send(self, step: ScheduledStep) -> None:
+        started = time.perf_counter()
+        self._ranks.submit(step.plan)
+        self._under_way.append(step)
+        self.stats.submit_s += time.perf_counter() - started
+
+    def _collect(self) -> list[Outcome]:
+        """Wait for the oldest step under way and commit it."""
+        started = time.perf_counter()
+        step = self._under_way.popleft()
+        result = self._ranks.collect(self._step_deadline.limit_s(step.num_tokens))
+        collected = time.perf_counter()
+        outcomes = self._scheduler.commit(step, result)
+        self._step_deadline.record(step.num_tokens, result.rank_time_s)
+        self.stats.num_steps += 1
+        self.stats.wait_s += collected - started
+        self.stats.commit_s += time.perf_counter() - collected
+        return outcomes
+
+    def _emit(self, outcomes: list[Outcome]) -> None:
+        """Hand every sink its events in one call."""
+        if not outcomes:
+            return
+        started = time.perf_counter()
+        self._intake.forget(live for live, _ in outcomes if live.is_ended)
+        by_sink: dict[EventSink, list[TokenEvent]] = {}
+        for live, event in outcomes:
+            by_sink.setdefault(live.sink, []).append(event)
+        for sink, events in by_sink.items():
+            try:
+                sink(events)
+            except Exception:
+                logger.exception("event sink failed")
+                self._abandon(sink)
+        self.stats.emit_s += time.perf_counter() - started
+
+    def _abandon(self, sink: EventSink) -> None:
+        """End the requests of a consumer that can no longer be told."""
+        abandoned = [live for live in self._intake.live() if live.sink == sink]
+        for live in abandoned:
+            self._scheduler.cancel(live)
+        self._intake.forget(abandoned)
+
+    def _end_all(self, error: EaglerayError) -> None:
+        outcomes: list[Outcome] = []
+        for live in self._intake.live():
+            outcomes += self._scheduler.fail(live, error)
+        self._emit(outcomes)
+
+    def _refuse_for(self, error: EaglerayError) -> EaglerayError:
+        """Refuse new requests; return the first error the engine was closed by."""
+        if self._closed_by is None:
+            self._closed_by = error
+            self._intake.refuse(NotReady(f"the engine is closed: {error.message}", retry_after_s=RETRY_AFTER_S))
+        return self._closed_by
+
+
+def start_engine(config: EngineConfig, ranks: RankPool, on_progress: Callable[[Progress], None]) -> Engine:
+    """Have the ranks join, divide the memory, have them load; return the engine, ready to run. Blocks.
+
+    What can be wrong with model and split is found before the ranks start. Raises StartupError, ReplicaFailed.
+    """
+    path = resolve_checkpoint(config.model.source, config.model.revision)
+    spec = open_checkpoint(path).spec
+    shard_plan = ShardPlan.of(spec, ranks.world_size)
+    memory = MemoryPlan.of(config, spec, shard_plan, ranks.join(on_progress))
+    logger.info("memory divided", extra={"num_blocks": memory.num_blocks, "explanation": memory.explain()})
+    ranks.load(
+        Load(
+            # Ranks may have another working directory; a hub id they resolve themselves, perhaps on another machine.
+            model=str(path.resolve()) if Path(config.model.source).exists() else config.model.source,
+            revision=config.model.revision,
+            dtype=memory.dtype,
+            kv_dtype=memory.dtype,
+            num_blocks=memory.num_blocks,
+            block_size=memory.block_size,
+            max_rows=config.scheduler.max_running,
+            max_model_len=memory.max_model_len,
+            max_step_tokens=config.scheduler.max_step_tokens,
+        ),
+        on_progress,
+    )
+    model = config.model.model_copy(update={"max_model_len": memory.max_model_len})
+    return Engine(config.model_copy(update={"model": model}), spec, ranks, memory.num_blocks)

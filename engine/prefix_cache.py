@@ -1,0 +1,73 @@
+"""Finds KV blocks that already hold the beginning of a request.
+
+A full block is named by blake2b-16 over (name of the block before it, its token ids as 32-bit little-endian integers);
+the first block's parent is a hash of the request's salt. So equal names mean equal tokens from the first one on, under
+equal salts, and looking a prefix up is one dictionary access per block.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+
+from engine.block_pool import BlockHash, BlockPool
+
+HASH_BYTES = 16
+_TOKEN_BYTES = 4
+
+
+class BlockHasher:
+    """Names the full blocks of one growing sequence of tokens; append only."""
+
+    def __init__(self, block_size: int, salt: str) -> None:
+        self._block_size = block_size
+        self._root = blake2b(salt.encode(), digest_size=HASH_BYTES, person=b"salt").digest()
+        self.hashes: list[BlockHash] = []
+        """One per full block hashed so far, in order."""
+
+    def extend(self, token_ids: Sequence[int], num_blocks: int) -> None:
+        """Hash up to `num_blocks` full blocks of `token_ids`, which must begin with the tokens hashed before."""
+        start, size = len(self.hashes), self._block_size * _TOKEN_BYTES
+        if start >= num_blocks:
+            return
+        tail = token_ids[start * self._block_size : num_blocks * self._block_size]
+        data = np.asarray(tail, dtype="<u4").tobytes()
+        parent = self.hashes[-1] if self.hashes else self._root
+        for offset in range(0, len(data), size):
+            parent = blake2b(parent + data[offset : offset + size], digest_size=HASH_BYTES).digest()
+            self.hashes.append(parent)
+
+
+class PrefixCache:
+    """What the pool's blocks hold, looked up by content. Disabled, it finds and publishes nothing."""
+
+    def __init__(self, pool: BlockPool, block_size: int, is_enabled: bool = True) -> None:
+        self._pool = pool
+        self._block_size = block_size
+        self._is_enabled = is_enabled
+
+    def match(self, hasher: BlockHasher, token_ids: Sequence[int]) -> list[int]:
+        """Return the blocks that hold the longest known prefix of `token_ids`, unchanged and not yet shared.
+
+        Never covers all tokens: the last one must be computed to sample the next.
+        """
+        if not self._is_enabled:
+            return []
+        max_blocks = (len(token_ids) - 1) // self._block_size
+        hasher.extend(token_ids, max_blocks)
+        found: list[int] = []
+        for block_hash in hasher.hashes[:max_blocks]:
+            block = self._pool.find(block_hash)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def publish(
+        self, hasher: BlockHasher, token_ids: Sequence[int], blocks: Sequence[int], first: int, end: int
+    ) -> None:
+        """Make blocks `first` to `end` (exclusive) of a block table findable. They must be full and committed."""
+        if not self._is_enabled:
+            return
+        hasher.extend(token_ids, end)
+        self._pool.publish(blocks[first:end], hasher.hashes[first:end])
