@@ -28,18 +28,18 @@ serve: $(MODEL) ## Serve a small model on http://127.0.0.1:8000 (CONFIG=configs/
 	@echo "[4/4] Serving $(CONFIG)"
 	@exec $(BIN)/python -m deployments.launch $(CONFIG)
 
-test: $(TOOLS) $(MODEL) ## Run every test: unit, conformance, integration, chaos
+test: $(MODEL) $(TOOLS) ## Run every test: unit, conformance, integration, chaos
 	@$(BIN)/python -m pytest
 
 check: $(TOOLS) ## Format, lint, types, layers, configs; nothing is served
 	@$(MAKE) --no-print-directory --jobs --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) \
 	    check-format check-lint check-types check-layers check-configs
 
-bench: $(TOOLS) $(MODEL) ## Measure against transformers and along the token path; writes benchmarks/results/
+bench: $(MODEL) $(TOOLS) ## Measure against transformers and along the token path; writes benchmarks/results/
 	@$(BIN)/python -m benchmarks.vs_transformers
 	@$(BIN)/python -m benchmarks.token_path
 
-setup: $(TOOLS) $(MODEL) ## Install everything and run nothing
+setup: $(MODEL) $(TOOLS) ## Install everything and run nothing
 
 check-format:
 	@$(BIN)/ruff format --check .
