@@ -100,7 +100,7 @@ def _balanced_ffn(spec: ModelSpec, query_heads: list[range], kv_heads: list[rang
     """Return consecutive column ranges: a unit for every rank, then each unit to the rank that holds least so far."""
     world_size = len(query_heads)
     unit = _unit(spec.intermediate_size, world_size)
-    # Counted in columns. A column has 3 D weights (gate, up, down); a query head (q, o) and a KV head (k, v) have 2 E D.
+    # Counted in columns, of 3 D weights each (gate, up, down). A query head (q, o) or KV head (k, v) has 2 E D.
     held = [2 * spec.head_dim * (len(q) + len(kv)) / 3 + unit for q, kv in zip(query_heads, kv_heads, strict=True)]
     sizes = [unit] * world_size
     lightest = [(load, rank) for rank, load in enumerate(held)]

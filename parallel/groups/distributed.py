@@ -10,11 +10,11 @@ from datetime import timedelta
 from typing import Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Backend, PrefixStore, Store
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from core.errors import RankDied
+from parallel.groups.backends import Backend, gloo_backend, nccl_backend
 from parallel.groups.exchange import PeerExchange
 
 MAX_EXCHANGE_BYTES = 64 * 1024
@@ -51,8 +51,8 @@ class DistributedGroup:
         timeout = timedelta(seconds=timeout_s)
         with _rank_died(f"rank {rank} could not form the group of {world_size}"):
             if device.type == "cpu":
-                return cls(_gloo(own_store, rank, world_size, host, timeout), device)
-            return cls(_nccl(own_store, rank, world_size, device, timeout), device)
+                return cls(gloo_backend(own_store, rank, world_size, host, timeout), device)
+            return cls(nccl_backend(own_store, rank, world_size, device, timeout), device)
 
     @property
     def rank(self) -> int:
@@ -91,22 +91,6 @@ class DistributedGroup:
         if not self._is_closed:
             self._is_closed = True
             self._backend.abort()
-
-
-def _gloo(store: Store, rank: int, world_size: int, host: str, timeout: timedelta) -> Backend:
-    options = dist.ProcessGroupGloo._Options()
-    # Named, because gloo would otherwise resolve this machine's host name, which may lead nowhere or to another network.
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
-    options._timeout = timeout
-    return dist.ProcessGroupGloo(store, rank, world_size, options)
-
-
-def _nccl(store: Store, rank: int, world_size: int, device: torch.device, timeout: timedelta) -> Backend:
-    options = dist.ProcessGroupNCCL.Options()
-    options._timeout = timeout
-    backend = dist.ProcessGroupNCCL(store, rank, world_size, options)
-    backend.eager_connect_single_device(device)
-    return backend
 
 
 @contextmanager

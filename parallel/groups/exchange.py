@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.distributed import Backend
+
+from parallel.groups.backends import Backend
 
 _TAG = 0
 

@@ -3,7 +3,7 @@
 import socket
 from datetime import timedelta
 
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from core.errors import RankDied
 

@@ -26,7 +26,7 @@ class Linear(ShardedLayer):
         self.matmul: Matmul = PlainMatmul(weight_OI)
 
     def pack(self) -> None:
-        """Keep the weight in the form that multiplies fastest; call after loading. Lets go of `weight` if that is another."""
+        """Keep the weight in the form that multiplies fastest, letting go of `weight`; call after loading."""
         if self.weight is not None:
             self.matmul = fastest_matmul(self.weight)
             self.weight = self.weight if isinstance(self.matmul, PlainMatmul) else None

@@ -11,8 +11,8 @@ from functools import cache
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import linear
 
 
 class Matmul(Protocol):
@@ -39,7 +39,7 @@ class PlainMatmul:
 
     def __call__(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
         """Return y_TO."""
-        return F.linear(x_TI, self._weight_OI, bias_O)
+        return linear(x_TI, self._weight_OI, bias_O)
 
 
 class PackedMatmul:
@@ -73,4 +73,4 @@ def has_packed_matmul() -> bool:
         y_TO = PackedMatmul(weight_OI)(x_TI, None)
     except (AttributeError, RuntimeError):
         return False
-    return torch.allclose(y_TO.float(), F.linear(x_TI.float(), weight_OI.float()), rtol=0.02, atol=0.05)
+    return torch.allclose(y_TO.float(), linear(x_TI.float(), weight_OI.float()), rtol=0.02, atol=0.05)

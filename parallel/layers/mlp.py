@@ -3,8 +3,8 @@
 T tokens in step, D model dim, R inner columns on this rank.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from parallel.groups.base import TPGroup
 from parallel.layers.linear import GateUpParallelLinear, RowParallelLinear
@@ -23,4 +23,4 @@ class MLP(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         """Return the network's share of the residual stream, y_TD."""
         gate_TR, up_TR = self.gate_up_proj(x_TD)
-        return self.down_proj(F.silu(gate_TR).mul_(up_TR))
+        return self.down_proj(silu(gate_TR).mul_(up_TR))

@@ -1,7 +1,7 @@
 """Root-mean-square normalisation (arXiv 1910.07467)."""
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import rms_norm
 
 from parallel.layers.shard import ShardedLayer, Storage
 
@@ -16,4 +16,4 @@ class RMSNorm(ShardedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y in memory of its own."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight.shape, self.weight, self.eps)

@@ -3,8 +3,8 @@
 T tokens in step, S sampled positions, D model dim, V vocabulary rows on this rank.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from parallel.groups.base import TPGroup
 from parallel.layers.linear import Linear
@@ -24,10 +24,10 @@ class VocabParallelEmbedding(ShardedLayer):
     def forward(self, token_ids_T: Tensor) -> Tensor:
         """Return x_TD in memory of its own, the same on every rank."""
         if self.group.world_size == 1:
-            return F.embedding(token_ids_T, self.weight)
+            return embedding(token_ids_T, self.weight)
         rows_T = token_ids_T - self.vocab.start
         is_elsewhere_T = (rows_T < 0) | (rows_T >= len(self.vocab))
-        x_TD = F.embedding(rows_T.masked_fill_(is_elsewhere_T, 0), self.weight)
+        x_TD = embedding(rows_T.masked_fill_(is_elsewhere_T, 0), self.weight)
         return self.group.all_reduce(x_TD.masked_fill_(is_elsewhere_T.unsqueeze(1), 0))
 
 
