@@ -23,7 +23,7 @@ from core.errors import NotReady, PlacementImpossible
 from engine.ranks import RankPool
 from parallel.rank.messages import RankSpec
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _WAIT_SLICE_S = 0.5
 _STOP_TIMEOUT_S = 10.0
@@ -69,7 +69,7 @@ class RayLauncher:
             return
         _, running = ray.wait(runs, num_returns=len(runs), timeout=_STOP_TIMEOUT_S, fetch_local=False)
         if running:
-            log.warning("ranks still running after kill", extra={"num_ranks": len(running)})
+            logger.warning("ranks still running after kill", extra={"num_ranks": len(running)})
 
     def describe_exit(self, rank: int) -> str | None:
         """Return what Ray knows about the end of the rank's process, None while it runs."""
@@ -152,7 +152,7 @@ class RayRanks:
         leader_node = ray.get_runtime_context().get_node_id()
         is_one_node = all(node == leader_node for node in nodes.values())
         host = "127.0.0.1" if is_one_node else ray.util.get_node_ip_address()
-        log.info("ranks placed", extra={"num_nodes": len(set(nodes.values())), "leader_host": host})
+        logger.info("ranks placed", extra={"num_nodes": len(set(nodes.values())), "leader_host": host})
         return Room(group, bundle_of_rank(nodes, leader_node), self._resources, host)
 
     def _ask(self) -> PlacementGroup:

@@ -8,7 +8,7 @@ import msgspec
 
 from cluster.config import ReplicaGroupConfig
 from cluster.status import ChannelAddress, GroupStatus
-from cluster.supervisor import ModelEngine, RankSource, Snapshot, StartEngine, Supervisor
+from cluster.supervisor import Check, ModelEngine, RankSource, Snapshot, StartEngine, Supervisor
 from core.clock import Clock, MonotonicClock
 from core.errors import Draining, EaglerayError, ErrorInfo, NotReady, ReplicaFailed
 from engine.request import EngineLoad, EventSink, GenerationRequest
@@ -31,6 +31,7 @@ class ReplicaGroup:
         self,
         config: ReplicaGroupConfig,
         identity: GroupIdentity,
+        check: Check,
         ranks: RankSource,
         start_engine: StartEngine,
         *,
@@ -43,7 +44,7 @@ class ReplicaGroup:
         self._identity = identity
         self._clock = clock or MonotonicClock()
         self._pause = pause
-        self._supervisor = Supervisor(config, ranks, start_engine, self._clock, on_change)
+        self._supervisor = Supervisor(config, check, ranks, start_engine, self._clock, on_change)
         self._thread = threading.Thread(target=self._supervisor.run, name="engine", daemon=True)
         self._channel: ChannelAddress | None = None
 

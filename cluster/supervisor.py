@@ -15,7 +15,7 @@ from engine.config import EngineConfig
 from engine.ranks import RankPool
 from engine.request import EngineLoad, EventSink, GenerationRequest
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class RankSource(Protocol):
@@ -63,6 +63,10 @@ StartEngine = Callable[[EngineConfig, RankPool, Callable[[Progress], None]], Mod
 """Joins and loads the ranks; blocks. `engine.engine.start_engine` is one."""
 
 
+Check = Callable[[ReplicaGroupConfig], None]
+"""Raises StartupError for what is wrong whatever the ranks do; blocks. `cluster.preflight.check_model` is one."""
+
+
 class Snapshot(NamedTuple):
     """A supervisor at one moment."""
 
@@ -79,12 +83,14 @@ class Supervisor:
     def __init__(
         self,
         config: ReplicaGroupConfig,
+        check: Check,
         ranks: RankSource,
         start_engine: StartEngine,
         clock: Clock,
         on_change: Callable[[], None],
     ) -> None:
         self._config = config
+        self._check = check
         self._ranks = ranks
         self._start_engine = start_engine
         self._clock = clock
@@ -143,7 +149,7 @@ class Supervisor:
             error = problem
         except Exception as problem:
             # The replica boundary: a bug must not leave a group that looks alive.
-            log.exception("engine bug", extra={"generation": self._generation})
+            logger.exception("engine bug", extra={"generation": self._generation})
             error = ReplicaFailed(f"the engine broke: {type(problem).__name__}: {problem}")
         if error is not None and not self._stop.is_set():
             self._broke(error, self._clock.now_s() - started_s)
@@ -151,6 +157,8 @@ class Supervisor:
 
     def _run_engine(self) -> ReplicaFailed | None:
         """Return what ended the engine, None if it was closed. Raises what kept it from starting."""
+        if self._generation == 0:
+            self._check(self._config)
         pool = self._ranks.pool(self._generation)
         self._adopt(pool)
         engine = self._start_engine(self._config.engine, pool, self._note_progress)
@@ -181,7 +189,7 @@ class Supervisor:
             self._error = None
         if self._stop.is_set():
             engine.close(NotReady("the replica group was closed while it started"))
-        log.info("group ready", extra={"generation": self._generation})
+        logger.info("group ready", extra={"generation": self._generation})
         self._on_change()
 
     def _is_restarting(self) -> bool:
@@ -197,7 +205,7 @@ class Supervisor:
         with self._lock:
             self._engine = None
             self._error = error
-        log.warning(
+        logger.warning(
             "generation ended",
             extra={"generation": self._generation, "error": str(error), "num_failures": self._num_failures},
         )

@@ -22,6 +22,7 @@ def running_group(*outcomes, config=None, clock=None, pause=lambda s: None):
     group = ReplicaGroup(
         config or group_config(),
         GroupIdentity(group_id="m#1", application="m"),
+        lambda config: None,
         FakeRankSource(),
         FakeStarts(*outcomes),
         clock=clock or FakeClock(),
@@ -40,7 +41,8 @@ def state_is(group, state):
 
 
 def test_a_group_that_is_not_started_refuses_with_a_time_to_come_back():
-    group = ReplicaGroup(group_config(), GroupIdentity("m#1", "m"), FakeRankSource(), FakeStarts())
+    check = pytest.fail
+    group = ReplicaGroup(group_config(), GroupIdentity("m#1", "m"), check, FakeRankSource(), FakeStarts())
     with pytest.raises(NotReady) as refusal:
         group.submit(a_request(), lambda events: None)
     assert refusal.value.retry_after_s is not None

@@ -4,7 +4,7 @@ import threading
 from contextlib import contextmanager
 
 from cluster.supervisor import Supervisor
-from core.errors import CheckpointError, NotReady, PlacementImpossible, RankDied
+from core.errors import CheckpointError, NotReady, PlacementImpossible, RankDied, Unshardable
 from tests.support.fake_group import (
     TIMEOUT_S,
     Changes,
@@ -17,9 +17,11 @@ from tests.support.fake_group import (
 
 
 @contextmanager
-def supervised(starts, ranks=None, config=None, clock=None):
+def supervised(starts, ranks=None, config=None, clock=None, check=lambda config: None):
     changes = Changes()
-    supervisor = Supervisor(config or group_config(), ranks or FakeRankSource(), starts, clock or FakeClock(), changes)
+    supervisor = Supervisor(
+        config or group_config(), check, ranks or FakeRankSource(), starts, clock or FakeClock(), changes
+    )
     thread = threading.Thread(target=supervisor.run)
     thread.start()
     try:
@@ -105,6 +107,27 @@ def test_a_startup_error_is_never_tried_again():
         changes.wait_for(state_is(supervisor, "failed"))
         assert starts.num_starts == 1
         assert isinstance(supervisor.snapshot().error, CheckpointError)
+
+
+def test_a_model_that_cannot_work_is_refused_before_any_rank_is_placed():
+    ranks = FakeRankSource()
+
+    def refuse(config):
+        raise Unshardable("3 kv heads cannot be split over 4 ranks")
+
+    with supervised(FakeStarts(), ranks, check=refuse) as (supervisor, changes):
+        changes.wait_for(state_is(supervisor, "failed"))
+        assert isinstance(supervisor.snapshot().error, Unshardable)
+        assert not ranks.pools
+
+
+def test_a_restart_does_not_check_the_model_again():
+    checks, first, second = [], FakeEngine(), FakeEngine()
+    with supervised(FakeStarts(first, second), check=checks.append) as (supervisor, changes):
+        changes.wait_for(state_is(supervisor, "ready"))
+        first.breaks(RankDied("rank 1 died"))
+        changes.wait_for(lambda: supervisor.snapshot().engine is second)
+        assert len(checks) == 1
 
 
 def test_no_room_for_the_ranks_is_a_startup_error():

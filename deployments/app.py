@@ -1,0 +1,22 @@
+"""What a Serve config names as `import_path`: `deployments.app:gateway` and `deployments.app:model`.
+
+One application per model version, because a change of `args` restarts every deployment of its application.
+"""
+
+from ray import serve
+from ray.serve import Application
+
+from deployments.config import GATEWAY_OPTIONS, MODEL_OPTIONS, ModelArgs
+from deployments.gateway_config import GatewayConfig
+from deployments.gateway_replica import GatewayReplica
+from deployments.model_replica import ModelReplica
+
+
+def gateway(args: GatewayConfig) -> Application:
+    """Return the application that speaks HTTP; its `route_prefix` is `/`."""
+    return serve.deployment(**GATEWAY_OPTIONS)(serve.ingress()(GatewayReplica)).bind(args)
+
+
+def model(args: ModelArgs) -> Application:
+    """Return the application of one model version; `route_prefix: null`, gateways reach it by the token channel."""
+    return serve.deployment(**MODEL_OPTIONS)(ModelReplica).bind(args)

@@ -1,0 +1,25 @@
+"""The gateway as a Ray Serve ingress deployment. Its process loads no torch."""
+
+import msgspec
+from starlette.types import ASGIApp
+
+from cluster.status import GroupStatus
+from deployments.directory import GroupDirectory
+from deployments.gateway import Gateway
+from deployments.gateway_config import GatewayConfig
+
+
+class GatewayReplica:
+    """One copy of the gateway. Wrapped by `serve.ingress()` in app.py."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self._directory = GroupDirectory(config.models or None)
+        self._gateway = Gateway(config, self._directory)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the HTTP application; Serve calls this once, on the replica's loop."""
+        return self._gateway.asgi_app()
+
+    async def announce(self, data: bytes) -> None:
+        """Take a GroupStatus (msgpack) from a replica group; called by `Announcer` through `handle.broadcast`."""
+        self._directory.announce(msgspec.msgpack.decode(data, type=GroupStatus))
