@@ -42,12 +42,14 @@ class TokenChannelServer:
         advertised_host: str | None = None,
         max_buffered_bytes: int = MAX_BUFFERED_BYTES,
         max_connections: int = 1024,
+        load_period_s: float = LOAD_PERIOD_S,
     ) -> None:
         self._target = target
         self._address = ChannelAddress(host, port, secret)
         self._advertised_host = advertised_host if advertised_host is not None else host
         self._max_buffered_bytes = max_buffered_bytes
         self._max_connections = max_connections
+        self._load_period_s = load_period_s
         self._listener: asyncio.Server | None = None
         self._load_task: asyncio.Task[None] | None = None
         self._sessions: dict[GatewaySession, asyncio.Task[None]] = {}
@@ -85,15 +87,16 @@ class TokenChannelServer:
     async def close(self) -> None:
         """Stop listening and close every connection; their open requests are cancelled. Idempotent."""
         self._is_closed = True
-        if self._listener is None:
+        if self._listener is None or self._load_task is None:
             return
         listener, self._listener = self._listener, None
         listener.close()
-        if self._load_task is not None:
-            self._load_task.cancel()
+        self._load_task.cancel()
+        tasks = [self._load_task, *self._sessions.values()]
         for session in list(self._sessions):
             session.connection.close("the group closed the channel")
         await asyncio.gather(*(session.connection.wait_closed() for session in list(self._sessions)))
+        await asyncio.gather(*tasks, return_exceptions=True)
         await listener.wait_closed()
 
     def report_load(self) -> None:
@@ -118,7 +121,7 @@ class TokenChannelServer:
 
     async def _report_loads(self) -> None:
         while True:
-            await asyncio.sleep(LOAD_PERIOD_S)
+            await asyncio.sleep(self._load_period_s)
             self.report_load()
 
     def _accept(self) -> FrameConnection:

@@ -1,5 +1,7 @@
 """A SubmitTarget whose events the test sends by hand, batched by sink as an engine does."""
 
+from collections.abc import Callable
+
 from cluster.status import ChannelAddress, GroupState, GroupStatus
 from core.errors import EaglerayError
 from engine.request import EngineLoad, EventSink, GenerationRequest, TokenEvent
@@ -47,6 +49,7 @@ class FakeTarget:
         self.cancelled: list[str] = []
         self.refusal: EaglerayError | Exception | None = None
         self.events_on_submit: list[TokenEvent] = []
+        self.on_submit: Callable[[], object] = lambda: None
         self.current_load: EngineLoad | None = engine_load()
         self.current_status = group_status(group_id)
 
@@ -55,6 +58,7 @@ class FakeTarget:
             raise self.refusal
         self.requests[request.request_id] = request
         self.sinks[request.request_id] = sink
+        self.on_submit()
         if self.events_on_submit:
             sink(self.events_on_submit)
 
