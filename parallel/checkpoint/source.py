@@ -8,8 +8,8 @@
 | `org/name` | a Hugging Face hub repository of safetensors files |
 | `org/name:file.gguf` | one GGUF file of a hub repository |
 
-A path that exists wins over a hub id that is spelled the same. The hub library's own settings hold: HF_ENDPOINT, HF_HOME,
-HF_TOKEN, HF_HUB_OFFLINE.
+A path that exists wins over a hub id that is spelled the same. The hub library's own settings hold: HF_ENDPOINT,
+HF_HOME, HF_TOKEN, HF_HUB_OFFLINE.
 """
 
 import importlib.util
@@ -21,8 +21,9 @@ from core.errors import CheckpointError
 
 _PACKAGE = "package:"
 _HUB_ID = re.compile(r"(?P<repo>[\w][\w.-]{0,95}/[\w][\w.-]{0,95})(:(?P<file>[\w][\w./ +-]{0,255}\.gguf))?", re.ASCII)
-_WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja")
-_UNWANTED = ("consolidated*", "original/*", "onnx/*")
+_WEIGHTS = ("*.safetensors",)
+_SETTINGS = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+_UNWANTED: tuple[str, ...] = ("consolidated*", "original/*", "onnx/*")
 """The same weights once more in other layouts."""
 
 
@@ -31,6 +32,15 @@ def resolve_checkpoint(source: str, revision: str | None = None) -> Path:
 
     Raises CheckpointError that says what to do.
     """
+    return _resolve(source, revision, (*_WEIGHTS, *_SETTINGS))
+
+
+def resolve_tokenizer(source: str, revision: str | None = None) -> Path:
+    """Return the same as `resolve_checkpoint`, for who needs no weights: of a hub folder only the small files come."""
+    return _resolve(source, revision, _SETTINGS)
+
+
+def _resolve(source: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     if source.startswith(_PACKAGE):
         return _in_package(source.removeprefix(_PACKAGE))
     path = Path(source).expanduser()
@@ -44,7 +54,7 @@ def resolve_checkpoint(source: str, revision: str | None = None) -> Path:
         )
     if match["file"]:
         return _download_file(match["repo"], match["file"], revision)
-    return _download_folder(match["repo"], revision)
+    return _download_folder(match["repo"], revision, patterns)
 
 
 def _in_package(name: str) -> Path:
@@ -61,17 +71,14 @@ def _in_package(name: str) -> Path:
     return carried[0]
 
 
-def _download_folder(repo: str, revision: str | None) -> Path:
+def _download_folder(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
-    folder = _ask_hub(
-        repo,
-        revision,
-        lambda: snapshot_download(
-            repo, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
-        ),
-    )
-    if not list(folder.glob("*.safetensors")):
+    def download() -> str:
+        return snapshot_download(repo, revision=revision, allow_patterns=[*patterns], ignore_patterns=[*_UNWANTED])
+
+    folder = _ask_hub(repo, revision, download)
+    if _WEIGHTS[0] in patterns and not list(folder.glob(_WEIGHTS[0])):
         raise CheckpointError(
             f"hub repository {repo} holds no safetensors file (pickles are never read);"
             f" to use one of its GGUF files give {repo}:FILE.gguf"
