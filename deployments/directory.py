@@ -173,6 +173,12 @@ class GroupDirectory:
         """Return ids of the groups of `model` that may get new work now: ready and connected."""
         return [id_ for id_, group in self._groups.items() if group.status.model == model and group.is_open]
 
+    def loads(self) -> dict[str, EngineLoad]:
+        """Return the latest load report of every connected group, by group id."""
+        transports = {group_id: group.link.transport for group_id, group in self._groups.items()}
+        loads = {group_id: transport.load for group_id, transport in transports.items() if transport is not None}
+        return {group_id: load for group_id, load in loads.items() if load is not None}
+
     async def submit(self, model: str, request: GenerationRequest, cost: RequestCost) -> RoutedStream:
         """Return the stream of the first group that accepts; each group is asked at most once, best first.
 

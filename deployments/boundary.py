@@ -1,0 +1,103 @@
+"""The ingress boundary: the one place where an exception becomes an HTTP answer, and where access is logged.
+
+Every response carries `x-request-id`: the caller's, if it is short and harmless, otherwise a new one. It is only
+echoed and logged; nothing inside is keyed by it.
+"""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.errors import EaglerayError
+from core.logs import log_context
+from deployments.openai.errors import error_event, error_response
+
+logger = logging.getLogger(__name__)
+
+_HARMLESS_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+_CLIENT_LEFT_STATUS = 499
+"""Nginx's number for it; logged, never sent."""
+
+
+class IngressBoundary:
+    """Wraps an ASGI app whose handlers may raise anything at any moment."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; raises nothing but cancellation."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(Headers(scope=scope))
+        with log_context(request_id=request_id):
+            await _Exchange(scope, receive, send, request_id).run(self._app)
+
+
+class _Exchange:
+    """One request and what has been sent of its response."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._request_id = request_id
+        self._status: int | None = None
+        self._is_event_stream = False
+        self._is_complete = False
+
+    async def run(self, app: ASGIApp) -> None:
+        started_s = time.perf_counter()
+        error_code: str | None = None
+        try:
+            error_code = await self._run(app)
+        finally:
+            fields = {
+                "method": self._scope["method"],
+                "path": self._scope["path"][:200],
+                "status": self._status or _CLIENT_LEFT_STATUS,
+                "ms": round((time.perf_counter() - started_s) * 1e3, 1),
+            }
+            logger.info("http request", extra=fields if error_code is None else {**fields, "error": error_code})
+
+    async def _run(self, app: ASGIApp) -> str | None:
+        """Return the code of the error that ended the request, if one did."""
+        try:
+            await app(self._scope, self._receive, self._tracking_send)
+        except ClientDisconnect:
+            return "client_left"
+        except EaglerayError as error:
+            return await self._answer(error)
+        except Exception:  # a bug becomes a 500 without its insides
+            error_id = uuid.uuid4().hex[:12]
+            logger.exception("unhandled error", extra={"error_id": error_id})
+            return await self._answer(EaglerayError(f"internal error {error_id}; the server's log has the details"))
+        return None
+
+    async def _answer(self, error: EaglerayError) -> str:
+        if self._status is None:
+            await error_response(error)(self._scope, self._receive, self._tracking_send)
+        elif self._is_event_stream and not self._is_complete:
+            await self._tracking_send({"type": "http.response.body", "body": error_event(error), "more_body": False})
+        return error.code
+
+    async def _tracking_send(self, message: Message) -> None:
+        if message["type"] == "http.response.body":
+            self._is_complete = not message.get("more_body", False)
+        elif message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = list(message.get("headers", ()))
+            self._is_event_stream = any(name == b"content-type" and b"event-stream" in value for name, value in headers)
+            message = {**message, "headers": [*headers, (b"x-request-id", self._request_id.encode())]}
+        await self._send(message)
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _HARMLESS_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"

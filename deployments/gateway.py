@@ -1,0 +1,142 @@
+"""The gateway: HTTP on one side, replica groups on the other. Stateless but for what the groups announce."""
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from cluster.status import GroupStatus
+from core.clock import Clock, MonotonicClock
+from deployments.auth import ApiKeyGuard
+from deployments.boundary import IngressBoundary
+from deployments.directory import GroupDirectory
+from deployments.gateway_config import GatewayConfig
+from deployments.http_errors import MethodNotAllowed, RouteNotFound
+from deployments.metrics import GatewayMetrics, GroupLoad
+from deployments.model_catalog import GatewayModel, LoadTokenizer, ModelCatalog, ModelTokenizer
+from deployments.openai.chat import prepare_chat
+from deployments.openai.completions import prepare_completion
+from deployments.openai.endpoint import GatewayServices, GenerationEndpoint
+from deployments.openai.errors import error_response
+from deployments.openai.responses import ModelCard, ModelList
+from deployments.readiness import Readiness
+from engine.tokenizer import Tokenizer
+from parallel.checkpoint.source import resolve_checkpoint
+
+
+def load_tokenizer(source: str, revision: str | None) -> ModelTokenizer:
+    """Return a model's tokenizer, fetching its files if need be; blocks. Raises StartupError."""
+    return Tokenizer.load(resolve_checkpoint(source, revision))
+
+
+class Gateway:
+    """One gateway process. Every method is called on its event loop."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        directory: GroupDirectory | None = None,
+        load: LoadTokenizer = load_tokenizer,
+        clock: Clock | None = None,
+    ) -> None:
+        self._config = config
+        self._directory = directory if directory is not None else GroupDirectory(config.models or None)
+        self._catalog = ModelCatalog(self._directory, load, config.models, config.tokenizer_threads)
+        self._readiness = Readiness(config, self._directory, self._catalog, clock or MonotonicClock())
+        self._metrics = GatewayMetrics(self._group_loads)
+
+    def announce(self, status: GroupStatus) -> None:
+        """Take what a replica group says about itself."""
+        self._directory.start()
+        self._directory.announce(status)
+        self._catalog.refresh()
+
+    def asgi_app(self) -> ASGIApp:
+        """Return the HTTP application."""
+        services = GatewayServices(self._config.limits, self._directory, self._catalog, self._readiness, self._metrics)
+        chat = GenerationEndpoint("chat", prepare_chat, services)
+        completions = GenerationEndpoint("text_completion", prepare_completion, services)
+        routes = [
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/models", self._list_models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self._show_model, methods=["GET"]),
+            Route("/livez", _alive, methods=["GET"]),
+            Route("/readyz", self._ready, methods=["GET"]),
+            Route("/metrics", self._render_metrics, methods=["GET"]),
+        ]
+        app = Starlette(
+            routes=routes,
+            middleware=[
+                Middleware(IngressBoundary),
+                Middleware(ApiKeyGuard, keys_sha256=self._config.api_keys_sha256),
+            ],
+            exception_handlers={HTTPException: _routing_error},
+            lifespan=self._lifespan,
+        )
+        # A redirect would drop the body of a POST in some clients; an unknown path says so instead.
+        app.router.redirect_slashes = False
+        return app
+
+    async def close(self) -> None:
+        """Stop probing and loading, and close every channel; open streams end in ReplicaFailed. Idempotent."""
+        await self._readiness.close()
+        await self._catalog.close()
+        await self._directory.close()
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await self.close()
+
+    async def _list_models(self, request: Request) -> Response:
+        return _json(ModelList([_card(model) for model in self._catalog.list()]))
+
+    async def _show_model(self, request: Request) -> Response:
+        return _json(_card(self._catalog.get(request.path_params["name"])))
+
+    async def _ready(self, request: Request) -> Response:
+        report = await self._readiness.report()
+        return _json(report, 200 if report.is_ready else 503)
+
+    async def _render_metrics(self, request: Request) -> Response:
+        return Response(self._metrics.render(), media_type="text/plain; version=0.0.4")
+
+    def _group_loads(self) -> Iterable[GroupLoad]:
+        loads = self._directory.loads()
+        for status in self._directory.statuses():
+            load = loads.get(status.group_id)
+            if load is not None:
+                yield GroupLoad(status.model, status.group_id, load)
+
+
+async def _alive(request: Request) -> Response:
+    return Response(b'{"status":"alive"}', media_type="application/json")
+
+
+async def _routing_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    shown = f"{request.method} {request.url.path[:200]}"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return error_response(
+            MethodNotAllowed(f"method not allowed: {shown}; use {allowed}"), headers={"allow": allowed}
+        )
+    return error_response(RouteNotFound(f"no such route: {shown}; the API is under /v1"))
+
+
+def _card(model: GatewayModel) -> ModelCard:
+    return ModelCard(model.name, model.created, model.max_model_len)
+
+
+def _json(value: msgspec.Struct, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

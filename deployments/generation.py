@@ -1,0 +1,134 @@
+"""From token events to text deltas, for one request that may ask for several choices. Knows no wire format."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, NamedTuple
+
+from cluster.routing.base import RequestCost
+from core.errors import ReplicaFailed
+from deployments.directory import GroupDirectory
+from engine.request import GenerationRequest, TokenEvent
+from engine.text import TextStream
+from parallel.plan import TokenLogprobs
+
+ChoiceEnd = Literal["stop", "length"]
+
+
+class ChoiceToken(NamedTuple):
+    """One generated token, for callers who asked for logprobs."""
+
+    token_id: int
+    logprobs: TokenLogprobs
+    text_offset: int
+    """Characters of the choice before it."""
+
+
+class Delta(NamedTuple):
+    """What one event of the group adds to one choice."""
+
+    choice: int
+    """Its index."""
+    text: str
+    tokens: Sequence[ChoiceToken]
+    """Empty unless logprobs were asked for."""
+    finish_reason: ChoiceEnd | None
+
+
+Emit = Callable[[Delta], Awaitable[None]]
+
+
+class Choice:
+    """One completion on its way. `run` it once; the counts are final when it has returned."""
+
+    def __init__(self, index: int, model: str, request: GenerationRequest, text: TextStream) -> None:
+        self.index = index
+        self.finish_reason: ChoiceEnd | None = None
+        self.num_cached_tokens = 0
+        self.first_token_at_s: float | None = None
+        self._model = model
+        self._request = request
+        self._text = text
+        self._num_stop_tokens = 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of its prompt."""
+        return self._request.num_prompt_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated tokens, with the invisible one that ended it, without any after a stop string."""
+        return self._text.num_tokens + self._num_stop_tokens
+
+    async def run(self, directory: GroupDirectory, emit: Emit) -> None:
+        """Have a group generate; `emit` every visible change. Leaving early, or a stop string, cancels at the group.
+
+        Raises what the group refused or failed with.
+        """
+        cost = RequestCost(len(self._request.token_ids), self._request.sampling.max_tokens)
+        async with await directory.submit(self._model, self._request, cost) as stream:
+            async for event in stream:
+                delta = self._take(event)
+                if delta is not None:
+                    await emit(delta)
+                if self.finish_reason is not None:
+                    return
+        raise ReplicaFailed("the replica group ended the stream without saying why; send the request again")
+
+    def _take(self, event: TokenEvent) -> Delta | None:
+        """Return what became visible, or None."""
+        if event.error is not None:
+            raise event.error.to_error()
+        if self.first_token_at_s is None:
+            self.first_token_at_s = time.monotonic()
+            self.num_cached_tokens = event.num_cached_tokens
+        tokens: Sequence[ChoiceToken] = ()
+        if event.logprobs:
+            text, is_stopped, tokens = self._push_with_logprobs(event.token_ids, event.logprobs)
+        else:
+            text, is_stopped = self._text.push(event.token_ids)
+        if is_stopped:
+            self.finish_reason = "stop"
+        elif event.finish_reason is not None:
+            text += self._finish(event)
+        if text or tokens or self.finish_reason is not None:
+            return Delta(self.index, text, tokens, self.finish_reason)
+        return None
+
+    def _finish(self, event: TokenEvent) -> str:
+        if event.finish_reason == "cancelled":
+            raise ReplicaFailed("the replica group cancelled the request; send it again")
+        if event.stop_token_id is not None:
+            self._num_stop_tokens = 1
+        text = self._text.finish()
+        is_stop = event.finish_reason == "stop" or self._text.stop_string is not None
+        self.finish_reason = "stop" if is_stop else "length"
+        return text
+
+    def _push_with_logprobs(
+        self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
+    ) -> tuple[str, bool, list[ChoiceToken]]:
+        parts: list[str] = []
+        tokens: list[ChoiceToken] = []
+        is_stopped = False
+        for token_id, token_logprobs in zip(token_ids, logprobs, strict=True):
+            tokens.append(ChoiceToken(token_id, token_logprobs, self._text.num_characters))
+            text, is_stopped = self._text.push([token_id])
+            parts.append(text)
+            if is_stopped:
+                break
+        return "".join(parts), is_stopped, tokens
+
+
+async def run_choices(choices: Sequence[Choice], directory: GroupDirectory, emit: Emit) -> None:
+    """Run all at the same time; the first failure cancels the others and is raised."""
+    if len(choices) == 1:
+        await choices[0].run(directory, emit)
+        return
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for choice in choices:
+                tasks.create_task(choice.run(directory, emit))
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None

@@ -1,0 +1,107 @@
+"""POST /v1/completions."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from deployments.gateway_config import HttpLimits
+from deployments.generation import ChoiceEnd, Delta
+from deployments.model_catalog import GatewayModel, ModelCatalog, ModelTokenizer
+from deployments.openai.job import Job, build_choices, new_meta
+from deployments.openai.logprobs import CompletionLogprobs, completion_logprobs
+from deployments.openai.responses import CollectedChoice, ResponseMeta, Usage
+from deployments.openai.schemas import CompletionRequest, parse_completion
+from deployments.openai.sse import json_text, json_value
+
+
+class CompletionChoice(msgspec.Struct):
+    """One completion."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: ChoiceEnd
+
+
+class Completion(msgspec.Struct):
+    """The whole answer."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    object: Literal["text_completion"] = "text_completion"
+
+
+class CompletionWriter:
+    """Events and bodies of one completions answer. `echoes`: each choice's prompt, or empty texts."""
+
+    def __init__(
+        self, meta: ResponseMeta, request: CompletionRequest, echoes: Sequence[str], tokenizer: ModelTokenizer
+    ) -> None:
+        self._meta = meta
+        self._tokenizer = tokenizer
+        self._echoes = echoes
+        self._has_logprobs = request.logprobs is not None
+        self._head = b'data: {"id":%b,"object":"text_completion","created":%d,"model":%b,"choices":[' % (
+            json_text(meta.id),
+            meta.created,
+            json_text(meta.model),
+        )
+        self._tail = b',"usage":null}\n\n' if request.has_stream_usage else b"}\n\n"
+        self._before_text = [self._head + b'{"index":%d,"text":' % index for index in range(len(echoes))]
+        self._after_text = b',"logprobs":null,"finish_reason":null}]' + self._tail
+
+    def opening(self) -> bytes:
+        """Return the echoed prompts."""
+        return b"".join(self.event(Delta(index, echo, (), None)) for index, echo in enumerate(self._echoes) if echo)
+
+    def event(self, delta: Delta) -> bytes:
+        """Return one event."""
+        before, text = self._before_text[delta.choice], json_text(delta.text)
+        if delta.finish_reason is None and not delta.tokens:
+            return before + text + self._after_text
+        logprobs = b"null"
+        if delta.tokens:
+            logprobs = json_value(completion_logprobs(delta.tokens, self._tokenizer))
+        reason = json_value(delta.finish_reason)
+        return b'%b%b,"logprobs":%b,"finish_reason":%b}]%b' % (before, text, logprobs, reason, self._tail)
+
+    def usage_event(self, usage: Usage) -> bytes:
+        """Return the event without choices."""
+        return self._head + b'],"usage":%b}\n\n' % json_value(usage)
+
+    def whole(self, choices: Sequence[CollectedChoice], usage: Usage) -> bytes:
+        """Return a text_completion."""
+        answers = [
+            CompletionChoice(
+                index,
+                echo + choice.text,
+                completion_logprobs(choice.tokens, self._tokenizer) if self._has_logprobs else None,
+                choice.finish_reason,
+            )
+            for index, (echo, choice) in enumerate(zip(self._echoes, choices, strict=True))
+        ]
+        meta = self._meta
+        return json_value(Completion(meta.id, meta.created, meta.model, answers, usage))
+
+
+async def prepare_completion(body: bytes, catalog: ModelCatalog, limits: HttpLimits) -> Job:
+    """Return what is to be run. Raises RequestError, NotReady."""
+    request = parse_completion(body, limits)
+    model = catalog.get(request.model)
+    prompts: list[list[int]] = []
+    for prompt in request.prompts():
+        prompts.append(await model.encode(prompt) if isinstance(prompt, str) else prompt)
+    meta = new_meta("cmpl", model)
+    choices = build_choices(request, model, prompts, meta.id, limits, request.token_limit, request.logprobs)
+    echoes = [_echo(request, prompt, model) for prompt in request.prompts() for _ in range(request.num_completions)]
+    return Job(model.name, request, choices, CompletionWriter(meta, request, echoes, model.tokenizer))
+
+
+def _echo(request: CompletionRequest, prompt: str | list[int], model: GatewayModel) -> str:
+    if not request.echo:
+        return ""
+    return prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt, skip_special_tokens=True)

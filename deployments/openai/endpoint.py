@@ -1,0 +1,73 @@
+"""The ASGI app of both generation endpoints: read, prepare, run, answer whole or as a stream."""
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from deployments.directory import GroupDirectory
+from deployments.disconnect import run_while_connected
+from deployments.gateway_config import HttpLimits
+from deployments.generation import Delta, run_choices
+from deployments.http_limits import read_body
+from deployments.metrics import GatewayMetrics
+from deployments.model_catalog import ModelCatalog
+from deployments.openai.job import Job
+from deployments.openai.responses import CollectedChoice
+from deployments.openai.sse import DONE, SseResponse
+from deployments.readiness import Readiness
+
+Prepare = Callable[[bytes, ModelCatalog, HttpLimits], Awaitable[Job]]
+"""Turns a body into a job. Raises RequestError, NotReady."""
+
+
+class GatewayServices(NamedTuple):
+    """What a gateway lends to its endpoints."""
+
+    limits: HttpLimits
+    directory: GroupDirectory
+    catalog: ModelCatalog
+    readiness: Readiness
+    metrics: GatewayMetrics
+
+
+class GenerationEndpoint:
+    """Serves one path. What goes wrong is raised; the ingress boundary answers for it."""
+
+    def __init__(self, operation: str, prepare: Prepare, services: GatewayServices) -> None:
+        self._operation = operation
+        self._prepare = prepare
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Raises EaglerayError, ClientDisconnect."""
+        services = self._services
+        with services.metrics.request(self._operation) as record:
+            body = await read_body(Headers(scope=scope), receive, services.limits)
+            job = await self._prepare(body, services.catalog, services.limits)
+            record.started(job.model, job.choices, job.fields.num_completions)
+            answer = self._stream(job, send) if job.fields.stream else self._whole(job, scope, receive, send)
+            await run_while_connected(answer, receive)
+            services.readiness.saw_tokens(job.model)
+
+    async def _stream(self, job: Job, send: Send) -> None:
+        events = SseResponse(send, job.writer.opening())
+
+        async def emit(delta: Delta) -> None:
+            await events.write(job.writer.event(delta))
+
+        await run_choices(job.choices, self._services.directory, emit)
+        usage = job.writer.usage_event(job.usage) if job.fields.has_stream_usage else b""
+        await events.end(usage + DONE)
+
+    async def _whole(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
+        collected = [CollectedChoice() for _ in job.choices]
+
+        async def emit(delta: Delta) -> None:
+            collected[delta.choice].add(delta)
+
+        await run_choices(job.choices, self._services.directory, emit)
+        body = job.writer.whole(collected, job.usage)
+        await Response(body, media_type="application/json")(scope, receive, send)

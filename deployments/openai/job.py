@@ -1,0 +1,96 @@
+"""One parsed request on its way: its choices and how its answer is written. Both endpoints make these."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from deployments.gateway_config import HttpLimits
+from deployments.generation import Choice, Delta
+from deployments.model_catalog import GatewayModel
+from deployments.openai.responses import CollectedChoice, ResponseMeta, Usage
+from deployments.openai.sampling import check_prompt_ids, sampling_params, seed_of_choice, token_budget
+from deployments.openai.schemas import GenerationFields
+from engine.request import GenerationRequest
+from engine.text import TextStream
+
+
+class ResponseWriter(Protocol):
+    """An endpoint's wire format, bound to one answer."""
+
+    def opening(self) -> bytes:
+        """Return the events a stream opens with."""
+        ...
+
+    def event(self, delta: Delta) -> bytes:
+        """Return the event, or events, for a delta."""
+        ...
+
+    def usage_event(self, usage: Usage) -> bytes:
+        """Return the event with the token counts."""
+        ...
+
+    def whole(self, choices: Sequence[CollectedChoice], usage: Usage) -> bytes:
+        """Return the body of an answer that is not streamed."""
+        ...
+
+
+class Job(NamedTuple):
+    """What the endpoint runs."""
+
+    model: str
+    fields: GenerationFields
+    choices: list[Choice]
+    writer: ResponseWriter
+
+    @property
+    def usage(self) -> Usage:
+        """Token counts; final when all choices have run."""
+        return Usage.of(self.choices, self.fields.num_completions)
+
+
+def new_meta(prefix: str, model: GatewayModel) -> ResponseMeta:
+    """Return a fresh response id, `created` and the model's name."""
+    return ResponseMeta(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model.name)
+
+
+def build_choices(
+    fields: GenerationFields,
+    model: GatewayModel,
+    prompts: Sequence[list[int]],
+    response_id: str,
+    limits: HttpLimits,
+    token_limit: int | None,
+    num_logprobs: int | None,
+) -> list[Choice]:
+    """Return the choices of all prompts, `n` neighbours to a prompt. Raises RequestError before anything is sent."""
+    choices: list[Choice] = []
+    for token_ids in prompts:
+        check_prompt_ids(token_ids, model)
+        max_tokens = token_budget(model, len(token_ids), token_limit, limits.default_max_tokens)
+        sampling = sampling_params(fields, model, max_tokens, num_logprobs)
+        for _ in range(fields.num_completions):
+            index = len(choices)
+            request = GenerationRequest(
+                request_id=f"{response_id}-{index}",
+                token_ids=token_ids,
+                num_prompt_tokens=len(token_ids),
+                sampling=msgspec.structs.replace(sampling, seed=seed_of_choice(sampling.seed, index)),
+                priority=fields.priority or 0,
+                deadline_s=limits.request_timeout_s,
+            )
+            choices.append(Choice(index, model.name, request, _text_stream(fields, model, token_ids)))
+    return choices
+
+
+def _text_stream(fields: GenerationFields, model: GatewayModel, token_ids: Sequence[int]) -> TextStream:
+    return TextStream(
+        model.tokenizer,
+        token_ids,
+        fields.stop_strings,
+        include_stop=bool(fields.include_stop_str_in_output),
+        skip_special_tokens=fields.skip_special_tokens is not False,
+        min_tokens=fields.min_tokens or 0,
+    )
