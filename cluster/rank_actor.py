@@ -6,9 +6,9 @@ from parallel.rank.messages import RankSpec
 class RankActor:
     """Wrapped by `ray.remote` in ray_launcher; everything after `run` goes over the rank channel, not over Ray."""
 
-    def run(self, spec: RankSpec) -> None:
-        """Be this rank until the leader ends it; blocks for the life of the generation."""
+    def run(self, spec: RankSpec) -> int:
+        """Be this rank until the leader ends it, return its exit code; blocks for the life of the generation."""
         # Imported here: the leader imports this module too, and must not load torch.
         from parallel.rank.loop import run_rank
 
-        run_rank(spec)
+        return run_rank(spec)

@@ -1,9 +1,11 @@
 """Ranks as Ray actors inside one placement group that outlives every generation of them."""
 
 import logging
+import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, cast
 
 import ray
 from ray.actor import ActorClass, ActorHandle
@@ -20,6 +22,9 @@ from cluster.config import PlacementConfig
 from cluster.placement import Resources, bundle_of_rank, describe_room, rank_resources
 from cluster.rank_actor import RankActor
 from core.errors import NotReady, PlacementImpossible
+from engine.config import ParallelConfig
+from engine.rank_pools.options import PoolOptions
+from engine.rank_pools.socket_pool import SocketRankPool
 from engine.ranks import RankPool
 from parallel.rank.messages import RankSpec
 
@@ -39,6 +44,7 @@ class Room(NamedTuple):
     resources: Resources
     leader_host: str
     """Address of the leader that every rank's node can reach; loopback when all are on the leader's node."""
+    max_ranks_per_node: int
 
 
 class RayLauncher:
@@ -77,14 +83,14 @@ class RayLauncher:
         if run is None:
             return None
         try:
-            ray.get(run, timeout=_DEATH_REPORT_S)
+            code = ray.get(run, timeout=_DEATH_REPORT_S)
         except GetTimeoutError:
             return None
         except RayActorError as error:
             return " ".join(str(error).split())
         except RayError as error:
             return str(error).strip().splitlines()[-1]
-        return "the rank left by itself"
+        return f"the rank left with exit code {code}"
 
     def _actor_class(self, bundle: int) -> ActorClass:
         resources = self._room.resources
@@ -98,24 +104,14 @@ class RayLauncher:
         )
 
 
-class PoolBuilder(Protocol):
-    """Turns a launcher into the engine's rank pool."""
-
-    def __call__(self, launcher: RayLauncher, leader_host: str, generation: int) -> RankPool:
-        """Return a pool whose processes are not started yet."""
-        ...
-
-
 class RayRanks:
     """A `RankSource`: reserves room once, then gives every generation its actors in the same bundles."""
 
-    def __init__(
-        self, config: PlacementConfig, world_size: int, device: Literal["cpu", "cuda"], build_pool: PoolBuilder
-    ) -> None:
+    def __init__(self, config: PlacementConfig, parallel: ParallelConfig) -> None:
         self._config = config
-        self._world_size = world_size
-        self._resources = rank_resources(config, device)
-        self._build_pool = build_pool
+        self._parallel = parallel
+        self._device = resolve_device(parallel.device)
+        self._resources = rank_resources(config, self._device)
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._room: Room | None = None
@@ -131,7 +127,13 @@ class RayRanks:
             if self._room is None:
                 self._room = self._reserve()
             room = self._room
-        return self._build_pool(RayLauncher(room), room.leader_host, generation)
+        options = PoolOptions(
+            device=self._device,
+            num_threads=self._parallel.threads_per_rank or max(1, _usable_cores() // room.max_ranks_per_node),
+            leader_host=room.leader_host,
+            collective_timeout_s=self._parallel.collective_timeout_s,
+        )
+        return SocketRankPool(RayLauncher(room), self._parallel.tensor_parallel_size, generation, options)
 
     def close(self) -> None:
         """Give the bundles back. Idempotent, any thread."""
@@ -153,10 +155,11 @@ class RayRanks:
         is_one_node = all(node == leader_node for node in nodes.values())
         host = "127.0.0.1" if is_one_node else ray.util.get_node_ip_address()
         logger.info("ranks placed", extra={"num_nodes": len(set(nodes.values())), "leader_host": host})
-        return Room(group, bundle_of_rank(nodes, leader_node), self._resources, host)
+        max_ranks_per_node = max(Counter(nodes.values()).values())
+        return Room(group, bundle_of_rank(nodes, leader_node), self._resources, host, max_ranks_per_node)
 
     def _ask(self) -> PlacementGroup:
-        bundles = [self._resources] * self._world_size
+        bundles = [self._resources] * self._parallel.tensor_parallel_size
         label = self._config.topology_label
         try:
             if label is None:
@@ -170,7 +173,9 @@ class RayRanks:
         return any(group.wait(_WAIT_SLICE_S) for _ in range(num_slices) if not self._closing.is_set())
 
     def _explain(self) -> str:
-        room = describe_room(self._resources, self._world_size, ray.cluster_resources(), ray.available_resources())
+        room = describe_room(
+            self._resources, self._parallel.tensor_parallel_size, ray.cluster_resources(), ray.available_resources()
+        )
         how = f"label {self._config.topology_label}" if self._config.topology_label else self._config.strategy
         return (
             f"no room for the ranks after {self._config.timeout_s:g} s: asked for {room} ({how}); "
@@ -183,3 +188,8 @@ def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cu
     if wanted == "auto":
         return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
     return wanted
+
+
+def _usable_cores() -> int:
+    # Of the leader's node; nodes of one cluster that serve one model are taken to be alike.
+    return len(os.sched_getaffinity(0))

@@ -4,7 +4,7 @@ import msgspec
 from starlette.types import ASGIApp
 
 from cluster.status import GroupStatus
-from deployments.directory import GroupDirectory
+from core.logs import configure_logging
 from deployments.gateway import Gateway
 from deployments.gateway_config import GatewayConfig
 
@@ -13,8 +13,8 @@ class GatewayReplica:
     """One copy of the gateway. Wrapped by `serve.ingress()` in app.py."""
 
     def __init__(self, config: GatewayConfig) -> None:
-        self._directory = GroupDirectory(config.models or None)
-        self._gateway = Gateway(config, self._directory)
+        configure_logging()
+        self._gateway = Gateway(config)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the HTTP application; Serve calls this once, on the replica's loop."""
@@ -22,4 +22,4 @@ class GatewayReplica:
 
     async def announce(self, data: bytes) -> None:
         """Take a GroupStatus (msgpack) from a replica group; called by `Announcer` through `handle.broadcast`."""
-        self._directory.announce(msgspec.msgpack.decode(data, type=GroupStatus))
+        self._gateway.announce(msgspec.msgpack.decode(data, type=GroupStatus))

@@ -12,7 +12,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cluster.preflight import check_model
-from cluster.ray_launcher import ray_ranks
+from cluster.ray_launcher import RayRanks
 from cluster.replica_group import GroupIdentity, ReplicaGroup
 from core.logs import configure_logging
 from deployments.announcer import Announcer
@@ -42,7 +42,12 @@ class ModelReplica:
         self._loop = asyncio.get_running_loop()
         self._settled = asyncio.Event()
         self._group = ReplicaGroup(
-            args, identity, check_model, ray_ranks(args), start_engine, on_change=self._on_change
+            args,
+            identity,
+            check_model,
+            RayRanks(args.placement, args.parallel),
+            start_engine,
+            on_change=self._on_change,
         )
         host = args.channel_host or _default_channel_host()
         self._channel = TokenChannelServer(self._group, secrets.token_bytes(_SECRET_BYTES), host=host)

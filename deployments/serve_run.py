@@ -1,0 +1,60 @@
+"""`serve run CONFIG` as `make serve` wants it: without Ray's dashboard, and ended by an application that cannot start.
+
+Ray's dashboard and its dozen processes take a third of a gigabyte, and `serve run` has no switch against them. The
+module behind the `serve` command is the one part of Ray used here that is not a documented API.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+from ray.serve.scripts import cli
+
+EXIT_FAILED = 2
+_POLL_S = 1.0
+
+
+def main(config_path: str) -> int:
+    """Serve until interrupted (0), until the parent process is gone (0), or until an application failed (2)."""
+    parent = os.getppid()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if "RAY_ADDRESS" not in os.environ:
+            ray.init(address="local", namespace="serve", include_dashboard=False)
+        cli.main(args=["run", "--non-blocking", config_path], standalone_mode=False)
+        return _watch(parent)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        # From here on a second Ctrl-C must not leave processes behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        serve.shutdown()
+        ray.shutdown(wait_for_processes=True)
+
+
+def _watch(parent: int) -> int:
+    while os.getppid() == parent:
+        for name, application in serve.status().applications.items():
+            if application.status == ApplicationStatus.DEPLOY_FAILED:
+                sys.stderr.write(f"application {name} failed: {_last_words(application.message)}\n")
+                return EXIT_FAILED
+        time.sleep(_POLL_S)
+    return 0
+
+
+def _last_words(message: str) -> str:
+    """Return the error itself out of Serve's message, which wraps a traceback in advice."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if line.partition(":")[0].rpartition(".")[2].endswith(_ERROR_NAMES)]
+    return errors[-1] if errors else " ".join(lines)
+
+
+_ERROR_NAMES = ("Error", "Exception")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
