@@ -1,0 +1,97 @@
+"""From a Load message to a worker that has run a step."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from core.clock import Clock, MonotonicClock
+from core.progress import Progress
+from parallel.attention.sdpa import SdpaBackend
+from parallel.checkpoint.reader import open_checkpoint
+from parallel.checkpoint.source import resolve_checkpoint
+from parallel.groups.base import TPGroup
+from parallel.kv_cache import KVCache
+from parallel.models.loader import load_weights
+from parallel.models.registry import build_model
+from parallel.rank.messages import Load, Loaded
+from parallel.rank.worker import RankWorker
+from parallel.sharding import ShardPlan
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_REPORT_INTERVAL_S = 0.1
+_CPU_WARM_UP_TOKENS = 32
+"""On a CPU a warm-up starts threads and fills kernel caches, for which a short prompt is enough."""
+
+
+class LoadedRank(NamedTuple):
+    """A worker that is ready for plans, and what to tell the leader about it."""
+
+    worker: RankWorker
+    loaded: Loaded
+
+
+def load_rank(load: Load, group: TPGroup, device: torch.device, on_progress: Callable[[Progress], None]) -> LoadedRank:
+    """Read this rank's weights, allocate its KV cache, run a prefill and a decode step. A collective.
+
+    Raises StartupError for checkpoints that cannot be served, OutOfMemory, RankDied.
+    """
+    started_s = time.monotonic()
+    report = ProgressReport(group.rank, on_progress, MonotonicClock())
+    report("load", 0, 1, "")
+    checkpoint = open_checkpoint(resolve_checkpoint(load.model, load.revision))
+    spec = checkpoint.spec
+    shard = ShardPlan.of(spec, group.world_size).ranks[group.rank]
+    model = build_model(spec, shard, group, DTYPES[load.dtype], device)
+    load_weights(model, checkpoint, lambda done, total, detail: report("load", done, total, detail))
+    kv = KVCache(
+        model.num_layers,
+        load.num_blocks,
+        load.block_size,
+        len(shard.kv_heads),
+        spec.head_dim,
+        DTYPES[load.kv_dtype],
+        device,
+    )
+    worker = RankWorker(
+        model,
+        SdpaBackend(),
+        kv,
+        group,
+        device,
+        max_rows=load.max_rows,
+        max_model_len=load.max_model_len,
+        block_size=load.block_size,
+    )
+    report("warmup", 0, 1, "")
+    worker.warm_up(_warm_up_tokens(load, device))
+    report("ready", 1, 1, "")
+    weight_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return LoadedRank(worker, Loaded(group.rank, weight_bytes, kv.num_bytes, time.monotonic() - started_s))
+
+
+def _warm_up_tokens(load: Load, device: torch.device) -> int:
+    most = _CPU_WARM_UP_TOKENS if device.type == "cpu" else load.max_step_tokens
+    return max(1, min(most, load.max_step_tokens, load.max_model_len - 1, load.num_blocks * load.block_size - 1))
+
+
+class ProgressReport:
+    """Passes progress on: at most ten times a second, and always the last of a phase."""
+
+    def __init__(self, rank: int, on_progress: Callable[[Progress], None], clock: Clock) -> None:
+        self._rank = rank
+        self._on_progress = on_progress
+        self._clock = clock
+        self._phase = ""
+        self._next_s = 0.0
+
+    def __call__(self, phase: str, done: int, total: int, detail: str) -> None:
+        """Take one report; forward it, or not."""
+        now_s = self._clock.now_s()
+        is_due = phase != self._phase or done >= total or now_s >= self._next_s
+        if is_due:
+            self._phase = phase
+            self._next_s = now_s + _REPORT_INTERVAL_S
+            self._on_progress(Progress(self._rank, phase, done, total, detail))
