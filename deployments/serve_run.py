@@ -5,6 +5,7 @@ module behind the `serve` command is the one part of Ray used here that is not a
 """
 
 import os
+import re
 import signal
 import sys
 import time
@@ -16,6 +17,8 @@ from ray.serve.scripts import cli
 
 EXIT_FAILED = 2
 _POLL_S = 1.0
+_ERROR_LINE = re.compile(r"^(?:\w+\.)+([A-Z]\w*: .+)$", re.MULTILINE)
+"""The last line of a traceback: `core.errors.Unshardable: ...`."""
 
 
 def main(config_path: str) -> int:
@@ -40,20 +43,16 @@ def _watch(parent: int) -> int:
     while os.getppid() == parent:
         for name, application in serve.status().applications.items():
             if application.status == ApplicationStatus.DEPLOY_FAILED:
-                sys.stderr.write(f"application {name} failed: {_last_words(application.message)}\n")
+                sys.stderr.write(f"application {name} failed: {last_words(application.message)}\n")
                 return EXIT_FAILED
         time.sleep(_POLL_S)
     return 0
 
 
-def _last_words(message: str) -> str:
+def last_words(message: str) -> str:
     """Return the error itself out of Serve's message, which wraps a traceback in advice."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if line.partition(":")[0].rpartition(".")[2].endswith(_ERROR_NAMES)]
-    return errors[-1] if errors else " ".join(lines)
-
-
-_ERROR_NAMES = ("Error", "Exception")
+    errors = _ERROR_LINE.findall(message)
+    return errors[-1] if errors else " ".join(message.split())
 
 
 if __name__ == "__main__":

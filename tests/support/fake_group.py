@@ -15,17 +15,6 @@ from tests.support.fake_ranks import FakeRankPool
 TIMEOUT_S = 10.0
 
 
-class FakeClock:
-    """Seconds that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def now_s(self) -> float:
-        """Return what the test said."""
-        return self.now
-
-
 class FakeEngine:
     """A `ModelEngine`: accepts every request and does nothing until a test breaks, finishes or closes it."""
 

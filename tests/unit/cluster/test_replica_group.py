@@ -5,9 +5,9 @@ import pytest
 from cluster.replica_group import GroupIdentity, ReplicaGroup
 from cluster.status import ChannelAddress
 from core.errors import CheckpointError, Draining, NotReady, RankDied, ReplicaFailed
+from tests.support.fake_clock import FakeClock
 from tests.support.fake_group import (
     Changes,
-    FakeClock,
     FakeEngine,
     FakeRankSource,
     FakeStarts,
@@ -107,7 +107,7 @@ def test_drain_waits_for_open_requests_and_refuses_new_ones():
     engine, clock, refusals = FakeEngine(), FakeClock(), []
 
     def finish_after_three_looks(seconds):
-        clock.now += seconds
+        clock.advance(seconds)
         with pytest.raises(Draining) as refusal:
             group.submit(a_request("late"), lambda events: None)
         refusals.append(refusal.value)
@@ -126,7 +126,7 @@ def test_drain_gives_up_at_its_timeout_and_close_ends_the_rest_with_an_error():
     engine, clock, events = FakeEngine(), FakeClock(), []
 
     def tick(seconds):
-        clock.now += seconds
+        clock.advance(seconds)
 
     with running_group(engine, clock=clock, pause=tick) as (group, changes):
         changes.wait_for(state_is(group, "ready"))

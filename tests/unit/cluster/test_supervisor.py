@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 from cluster.supervisor import Supervisor
 from core.errors import CheckpointError, NotReady, PlacementImpossible, RankDied, Unshardable
+from tests.support.fake_clock import FakeClock
 from tests.support.fake_group import (
     TIMEOUT_S,
     Changes,
-    FakeClock,
     FakeEngine,
     FakeRankSource,
     FakeStarts,
@@ -146,7 +146,7 @@ def test_a_generation_that_served_long_enough_forgives_the_failures_before_it():
     ):
         for engine in engines[:3]:
             changes.wait_for(lambda engine=engine: supervisor.snapshot().engine is engine)
-            clock.now += 60.0
+            clock.advance(60.0)
             engine.breaks(RankDied("once a minute"))
         changes.wait_for(lambda: supervisor.snapshot().engine is engines[3])
 
