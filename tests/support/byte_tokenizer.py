@@ -1,7 +1,9 @@
 """A tokenizer of the 256 bytes and a few specials: every text and every broken character can be made by hand."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from core.errors import InvalidRequest
 
 BOS, EOS, START, END = 256, 257, 258, 259
 _SPECIALS = {BOS: "<bos>", EOS: "<eos>", START: "<start>", END: "<end>"}
@@ -32,9 +34,19 @@ class ByteTokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode("utf-8"))
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         decoder = self.decoder((), skip_special_tokens)
         return "".join(map(decoder.step, token_ids)) + decoder.flush()
 
     def decoder(self, prompt_ids: Sequence[int], skip_special_tokens: bool = True) -> ByteDecoder:
         return ByteDecoder(skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else _SPECIALS[token_id].encode()
+
+    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        """Return `<start>role:content<end>` for each message, then `<start>`."""
+        if messages[-1]["role"] == "assistant":
+            raise InvalidRequest("the template wants the user to speak last", param="messages")
+        turns = [[START, *self.encode(f"{turn['role']}:{turn['content']}"), END] for turn in messages]
+        return [*(token for turn in turns for token in turn), START]
