@@ -37,7 +37,7 @@ class TokenizerFiles:
 
 
 def find_tokenizer_files(path: Path) -> TokenizerFiles:
-    """Return the tokenizer of a model folder or .gguf file; may convert it once, for seconds. Raises CheckpointError."""
+    """Return the tokenizer of a model folder or .gguf file; may convert it, in seconds. Raises CheckpointError."""
     folder = path if (path / "tokenizer.json").exists() else _converted(path)
     config = _fields_of(folder / "tokenizer_config.json")
     return TokenizerFiles(

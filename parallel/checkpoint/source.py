@@ -93,7 +93,6 @@ def _download_file(repo: str, file_name: str, revision: str | None) -> Path:
 
 
 def _ask_hub(what: str, revision: str | None, download: Callable[[], str]) -> Path:
-    import httpx
     from huggingface_hub import constants, errors
 
     at = f" at revision {revision!r}" if revision else ""
@@ -105,11 +104,16 @@ def _ask_hub(what: str, revision: str | None, download: Callable[[], str]) -> Pa
         reason = "no such repository, or it is private; check the name, or set HF_TOKEN"
     except errors.RevisionNotFoundError:
         reason = "no such revision; check model.revision"
-    except errors.LocalEntryNotFoundError:
-        reason = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} was not reached"
-        reason += " and the files are not all in the cache; download them where there is a network, or give a folder"
+    except errors.LocalEntryNotFoundError as error:
+        is_offline = constants.HF_HUB_OFFLINE
+        reason = "offline (HF_HUB_OFFLINE is set)" if is_offline else f"{constants.ENDPOINT} gave {_first_line(error)}"
+        reason += ", and the cache has not all of its files; download it where there is a network, or give a folder"
     except errors.EntryNotFoundError:
         reason = "no such file in the repository; check its name"
-    except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        reason = f"{' '.join(str(error).split())}; try again, or download it by hand and give the folder"
+    except Exception as error:  # noqa: BLE001  the hub library lets errors of its HTTP client through, which it replaces
+        reason = f"{type(error).__name__}: {_first_line(error)}; try again, or download it by hand and give the folder"
     raise CheckpointError(f"hub model {what}{at} cannot be downloaded: {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no answer").removeprefix("Got: ")
