@@ -4,7 +4,7 @@ The OpenAI fields, and those that vLLM and Hugging Face servers added and client
 repetition_penalty, min_tokens, ignore_eos, stop_token_ids, skip_special_tokens, include_stop_str_in_output, priority.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -15,6 +15,7 @@ from deployments.http_errors import UnsupportedParameter
 from deployments.http_limits import check_json, decode
 from deployments.openai.fields import check_fields
 
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of the completions endpoint; chats have none."""
 
@@ -86,7 +87,7 @@ class ContentPart(msgspec.Struct):
 class ChatMessage(msgspec.Struct):
     """One turn of a chat."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: str
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[msgspec.Raw] | None = None
@@ -112,7 +113,7 @@ class ChatRequest(GenerationFields, kw_only=True):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-Prompt = str | list[str | int | list[_TokenId]]
+Prompt = str | list[str | _TokenId | list[_TokenId]]
 
 
 class CompletionRequest(GenerationFields, kw_only=True):
@@ -189,6 +190,8 @@ def _check_count(name: str, count: int, maximum: int, minimum: int = 0) -> None:
 
 
 def _check_message(message: ChatMessage, where: str) -> None:
+    if message.role not in _ROLES:
+        raise InvalidRequest(f"{where}.role is none of {', '.join(_ROLES)}", param=f"{where}.role")
     if message.tool_calls or message.function_call or message.role in ("tool", "function"):
         raise UnsupportedParameter(f"{where} belongs to a tool call, which is not supported yet", param=where)
     if message.content is None:

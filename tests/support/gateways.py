@@ -64,12 +64,12 @@ class AsgiClient:
         body: bytes | dict | None = None,
         headers: dict[str, str] | None = None,
         leave_when: Callable[[Answer], bool] = lambda answer: False,
-        body_parts: Sequence[bytes] | None = None,
+        body_parts: list[bytes] | None = None,
         body_never_ends: bool = False,
     ) -> Answer:
-        """Return the answer; with `leave_when`, what had come when the client left."""
+        """Return the answer; with `leave_when`, what had come when the client left. Takes parts out of `body_parts`."""
         data = json.dumps(body).encode() if isinstance(body, dict) else body or b""
-        parts = list(body_parts) if body_parts is not None else [data]
+        parts = body_parts if body_parts is not None else [data]
         answer = Answer()
         left = asyncio.Event()
 
