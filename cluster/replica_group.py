@@ -87,7 +87,7 @@ class ReplicaGroup:
             channel=self._channel,
             model_source=config.model.source,
             model_revision=config.model.revision,
-            max_model_len=0 if now.engine is None else now.engine.max_model_len,
+            max_model_len=now.max_model_len,
             num_kv_blocks=0 if now.engine is None else now.engine.load().num_blocks,
             block_size=config.cache.block_size,
         )

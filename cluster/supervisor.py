@@ -63,8 +63,9 @@ StartEngine = Callable[[EngineConfig, RankPool, Callable[[Progress], None]], Mod
 """Joins and loads the ranks; blocks. `engine.engine.start_engine` is one."""
 
 
-Check = Callable[[ReplicaGroupConfig], None]
-"""Raises StartupError for what is wrong whatever the ranks do; blocks. `cluster.preflight.check_model` is one."""
+Check = Callable[[ReplicaGroupConfig], int]
+"""Returns the longest context in tokens; raises StartupError for what is wrong whatever the ranks do; blocks.
+`cluster.preflight.check_model` is one."""
 
 
 class Snapshot(NamedTuple):
@@ -75,6 +76,8 @@ class Snapshot(NamedTuple):
     progress: list[Progress]
     error: EaglerayError | None
     engine: ModelEngine | None
+    max_model_len: int
+    """0 until the checkpoint was looked at; then its own limit, then what the memory plan left of it."""
 
 
 class Supervisor:
@@ -104,6 +107,7 @@ class Supervisor:
         self._error: EaglerayError | None = None
         self._pool: RankPool | None = None
         self._engine: ModelEngine | None = None
+        self._max_model_len = 0
         # Touched by the thread of `run` only: failures in a row.
         self._num_failures = 0
 
@@ -111,7 +115,7 @@ class Supervisor:
         """Return a consistent view; any thread."""
         with self._lock:
             progress = [self._progress[rank] for rank in sorted(self._progress)]
-            return Snapshot(self._state, self._generation, progress, self._error, self._engine)
+            return Snapshot(self._state, self._generation, progress, self._error, self._engine, self._max_model_len)
 
     def run(self) -> None:
         """Serve one generation after another until closed, drained away, or out of restarts; blocks."""
@@ -158,12 +162,18 @@ class Supervisor:
     def _run_engine(self) -> ReplicaFailed | None:
         """Return what ended the engine, None if it was closed. Raises what kept it from starting."""
         if self._generation == 0:
-            self._check(self._config)
+            self._describe(self._check(self._config))
         pool = self._ranks.pool(self._generation)
         self._adopt(pool)
         engine = self._start_engine(self._config.engine, pool, self._note_progress)
         self._became_ready(engine)
         return engine.run()
+
+    def _describe(self, max_model_len: int) -> None:
+        # Known before the ranks are: gateways load the tokenizer while the ranks load the weights.
+        with self._lock:
+            self._max_model_len = max_model_len
+        self._on_change()
 
     def _bury(self) -> None:
         """Kill what is left of this generation; returns when its processes are gone."""
@@ -185,6 +195,7 @@ class Supervisor:
     def _became_ready(self, engine: ModelEngine) -> None:
         with self._lock:
             self._engine = engine
+            self._max_model_len = engine.max_model_len
             self._state = next_state(self._state, "loaded")
             self._error = None
         if self._stop.is_set():

@@ -22,7 +22,7 @@ def running_group(*outcomes, config=None, clock=None, pause=lambda s: None):
     group = ReplicaGroup(
         config or group_config(),
         GroupIdentity(group_id="m#1", application="m"),
-        lambda config: None,
+        lambda config: 8192,
         FakeRankSource(),
         FakeStarts(*outcomes),
         clock=clock or FakeClock(),
@@ -83,6 +83,15 @@ def test_status_describes_the_model_and_the_channel_to_gateways():
         assert status.channel == address
         assert (status.max_model_len, status.num_kv_blocks, status.block_size) == (2048, 100, 16)
         assert status.progress == []
+
+
+def test_gateways_learn_the_context_before_the_ranks_are_loaded_and_keep_it_over_a_restart():
+    with running_group(RankDied("while loading"), RankDied("again"), config=group_config(max_attempts=1)) as (
+        group,
+        changes,
+    ):
+        changes.wait_for(state_is(group, "failed"))
+        assert group.status().max_model_len == 8192
 
 
 def test_a_failed_group_says_why_in_status_and_to_the_health_check():

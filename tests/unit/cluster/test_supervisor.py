@@ -17,7 +17,7 @@ from tests.support.fake_group import (
 
 
 @contextmanager
-def supervised(starts, ranks=None, config=None, clock=None, check=lambda config: None):
+def supervised(starts, ranks=None, config=None, clock=None, check=lambda config: 8192):
     changes = Changes()
     supervisor = Supervisor(
         config or group_config(), check, ranks or FakeRankSource(), starts, clock or FakeClock(), changes
@@ -123,7 +123,10 @@ def test_a_model_that_cannot_work_is_refused_before_any_rank_is_placed():
 
 def test_a_restart_does_not_check_the_model_again():
     checks, first, second = [], FakeEngine(), FakeEngine()
-    with supervised(FakeStarts(first, second), check=checks.append) as (supervisor, changes):
+    with supervised(FakeStarts(first, second), check=lambda config: checks.append(config) or 8192) as (
+        supervisor,
+        changes,
+    ):
         changes.wait_for(state_is(supervisor, "ready"))
         first.breaks(RankDied("rank 1 died"))
         changes.wait_for(lambda: supervisor.snapshot().engine is second)
