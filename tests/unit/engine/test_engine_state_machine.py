@@ -1,0 +1,161 @@
+"""Whatever happens in whatever order: no block is lost or wrongly shared, everything ends once, and tokens never change.
+
+The fake ranks compute each next token from the KV slots of all tokens before it, so a block that is freed too early,
+shared wrongly or found under a wrong hash shows as an AssertionError or as other tokens than an undisturbed run gives.
+"""
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from core.errors import RankDied
+from tests.support.engines import Collector, make_config, make_engine, make_request, tiny_spec
+from tests.support.fake_clock import FakeClock
+from tests.support.fake_ranks import FakeRankPool, expected_tokens
+
+VOCAB_SIZE = 50
+EOS = 7
+BLOCK_SIZE = 8
+MAX_MODEL_LEN = 64
+
+
+class EngineMachine(RuleBasedStateMachine):
+    @initialize(
+        num_blocks=st.integers(8, 20),
+        max_running=st.integers(1, 6),
+        max_step_tokens=st.integers(6, 40),
+        max_prefill_chunk=st.integers(1, 40),
+        max_steps_under_way=st.sampled_from([1, 2]),
+        prefix_caching=st.sampled_from([True, True, False]),
+    )
+    def start(self, num_blocks, prefix_caching, **scheduler):
+        self.clock = FakeClock()
+        self.ranks = FakeRankPool(vocab_size=VOCAB_SIZE)
+        config = make_config(
+            scheduler=scheduler, cache={"prefix_caching": prefix_caching}, model={"source": "x", "max_model_len": 64}
+        )
+        spec = tiny_spec(vocab_size=VOCAB_SIZE, eos_token_ids=(EOS,))
+        self.engine = make_engine(self.ranks, num_blocks, config, spec, self.clock)
+        self.sink = Collector()
+        self.requests = {}
+        self.cancelled = set()
+
+    @rule(
+        prefix=st.integers(0, 2),
+        prefix_length=st.integers(0, 30),
+        tail=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12),
+        max_tokens=st.integers(1, 20),
+        num_emitted=st.integers(0, 3),
+        priority=st.integers(0, 1),
+        deadline_s=st.sampled_from([None, None, 1.0, 30.0]),
+        ignore_eos=st.booleans(),
+        salt=st.sampled_from(["", "", "tenant"]),
+    )
+    def submit(self, prefix, prefix_length, tail, max_tokens, num_emitted, priority, deadline_s, ignore_eos, salt):
+        prompt = [(prefix * 17 + index) % VOCAB_SIZE for index in range(prefix_length)] + tail
+        num_emitted = min(num_emitted, max_tokens - 1)
+        name = f"r{len(self.requests)}"
+        request = make_request(
+            name,
+            prompt + expected_tokens(prompt, num_emitted, VOCAB_SIZE),
+            max_tokens,
+            num_prompt_tokens=len(prompt),
+            priority=priority,
+            deadline_s=deadline_s,
+            cache_salt=salt,
+            ignore_eos=ignore_eos,
+        )
+        self.requests[name] = request
+        self.engine.submit(request, self.sink)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def cancel(self, data):
+        name = data.draw(st.sampled_from(sorted(self.requests)))
+        self.engine.cancel(name)
+        self.cancelled.add(name)
+
+    @rule(count=st.integers(1, 12))
+    def step(self, count):
+        for _ in range(count):
+            self.engine.step()
+            self.check_blocks()
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 40.0]))
+    def wait(self, seconds):
+        self.clock.advance(seconds)
+
+    @rule()
+    def finish_everything(self):
+        """Progress: the work left bounds the steps, even when requests preempt each other all the time."""
+        left = self.engine.load()
+        # A step gives the first request in order at least one token. Each request may have to be computed again.
+        most = 10 + left.num_outstanding_tokens * (1 + left.num_running + left.num_waiting)
+        for _ in range(most):
+            if not self.engine.step():
+                break
+            self.check_blocks()
+        else:
+            raise AssertionError(f"still busy after {most} steps: {self.engine.load()}")
+        assert self.sink.ended.keys() == self.requests.keys()
+        load = self.engine.load()
+        assert load.num_free_blocks + load.num_cached_blocks == load.num_blocks
+        assert (load.num_running, load.num_waiting, load.num_outstanding_tokens) == (0, 0, 0)
+
+    @invariant()
+    def every_token_is_the_one_an_undisturbed_run_gives(self):
+        for name, request in getattr(self, "requests", {}).items():
+            tokens, ended = self.sink.tokens(name), self.sink.ended.get(name)
+            wanted = self.undisturbed(request)
+            assert tokens == wanted[: len(tokens)]
+            if ended is None or ended.finish_reason == "cancelled":
+                assert ended is None or name in self.cancelled
+            elif ended.error is not None:
+                assert ended.error.code == "deadline_exceeded"
+                assert request.deadline_s is not None
+            else:
+                assert tokens == wanted
+                assert ended.finish_reason == ("length" if ended.stop_token_id is None else "stop")
+
+    def undisturbed(self, request):
+        """The visible output of the request alone, from where it was resumed."""
+        num_left = request.num_prompt_tokens + request.sampling.max_tokens - len(request.token_ids)
+        tokens = expected_tokens(request.token_ids, num_left, VOCAB_SIZE)
+        if EOS in tokens and not request.sampling.ignore_eos:
+            tokens = tokens[: tokens.index(EOS)]
+        return tokens
+
+    def check_blocks(self):
+        pool, running = self.engine._pool, self.engine._scheduler.running
+        pool.check_integrity()
+        assert pool.num_free + pool.num_referenced + pool.num_cached == pool.num_blocks
+        assert pool.num_referenced == len({block for stay in running for block in stay.blocks})
+        assert [stay.live.order for stay in running] == sorted(stay.live.order for stay in running)
+        users = {}
+        for stay in running:
+            assert len(set(stay.blocks)) == len(stay.blocks)
+            for index, block in enumerate(stay.blocks):
+                users.setdefault(block, []).append((index, stay))
+        for shared in users.values():
+            # A shared block is full, and everything up to its end is the same for all that share it.
+            ends = {(index + 1) * BLOCK_SIZE for index, _ in shared}
+            assert len(shared) == 1 or len(ends) == 1
+            for end in ends if len(shared) > 1 else ():
+                assert all(stay.num_computed_tokens >= end for _, stay in shared)
+                assert (
+                    len({(tuple(stay.live.token_ids[:end]), stay.live.request.cache_salt) for _, stay in shared}) == 1
+                )
+
+    def teardown(self):
+        if hasattr(self, "engine"):
+            self.engine.close(RankDied("the test is over"))
+            assert self.sink.ended.keys() == self.requests.keys()
+
+
+EngineMachine.TestCase.settings = settings(
+    max_examples=120,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestEngineMachine = EngineMachine.TestCase
