@@ -68,8 +68,7 @@ def load_rank(load: Load, group: TPGroup, device: torch.device, on_progress: Cal
     report("warmup", 0, 1, "")
     worker.warm_up(_warm_up_tokens(load, device))
     report("ready", 1, 1, "")
-    weight_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    return LoadedRank(worker, Loaded(group.rank, weight_bytes, kv.num_bytes, time.monotonic() - started_s))
+    return LoadedRank(worker, Loaded(group.rank, model.weight_bytes, kv.num_bytes, time.monotonic() - started_s))
 
 
 def _warm_up_tokens(load: Load, device: torch.device) -> int:
