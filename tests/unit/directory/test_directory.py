@@ -249,6 +249,29 @@ def test_the_stream_reports_progress_and_returns_its_reservation_at_the_end(run)
     run(main())
 
 
+def test_a_report_does_not_count_our_accepted_request_twice(run):
+    async def main():
+        world = World()
+        await world.announce(ready("g1"))
+        async with await world.directory.submit("tiny", generation_request("r1"), COST):
+            world.transports[0].on_load(engine_load(120, num_running=1))
+            assert world.outstanding("g1") == 120
+        await world.directory.close()
+
+    run(main())
+
+
+def test_a_report_under_way_does_not_revive_a_forgotten_group(run):
+    async def main():
+        world = World()
+        await world.announce(ready("g1"))
+        await world.directory.close()
+        world.transports[0].on_load(engine_load(5000))
+        assert world.outstanding("g1") == 0
+
+    run(main())
+
+
 def test_leaving_early_cancels_and_returns_the_reservation(run):
     async def main():
         world = World()

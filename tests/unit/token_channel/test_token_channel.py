@@ -14,7 +14,7 @@ from cluster.status import ChannelAddress
 from core.errors import EaglerayError, InvalidRequest, QueueFull, ReplicaFailed
 from core.frames import MAX_FRAME_BYTES, authenticate_stream, pack, read_frame
 from deployments.token_channel.client import TcpTransport
-from deployments.token_channel.messages import Accepted, Events, FromGroup, Load, Refused, Submit, Welcome
+from deployments.token_channel.messages import Accepted, Cancel, Events, FromGroup, Load, Refused, Submit, Welcome
 from deployments.token_channel.server import TokenChannelServer
 from deployments.transport import TokenStream
 from engine.request import EngineLoad, TokenEvent
@@ -76,8 +76,10 @@ class RawGateway:
 
 
 async def until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
+    """Return as soon as the condition holds; well before any timeout of the channel could make it hold."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 async def read_all(stream: TokenStream) -> list[TokenEvent]:
@@ -246,6 +248,22 @@ def test_a_caller_cancelled_while_submitting_leaves_nothing_behind(run):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await until(lambda: target.cancelled == ["r1"] and server.num_open_requests == 0)
+
+    run(main())
+
+
+def test_a_gateway_cannot_cancel_the_requests_of_another(run):
+    async def main():
+        target = FakeTarget()
+        async with channel(target) as (server, transport):
+            await transport.submit(generation_request("theirs"))
+            gateway = await RawGateway.connect(server.address)
+            gateway.send(Cancel("theirs"))
+            gateway.send(Cancel("nobody's"))
+            gateway.send(Submit(generation_request("mine")))
+            assert await gateway.receive_but_loads() == Accepted("mine")
+            assert target.cancelled == []
+            gateway.writer.close()
 
     run(main())
 
