@@ -15,11 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import EaglerayError
 from core.logs import log_context
+from deployments.auth import OPEN_PATHS
 from deployments.openai.errors import error_event, error_response
 
 logger = logging.getLogger(__name__)
 
 _HARMLESS_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+_POLLED_PATHS = OPEN_PATHS | {"/metrics"}
+"""Asked every few seconds for ever; their lines would bury the others."""
 _CLIENT_LEFT_STATUS = 499
 """Nginx's number for it; logged, never sent."""
 
@@ -64,7 +67,8 @@ class _Exchange:
                 "status": self._status or _CLIENT_LEFT_STATUS,
                 "ms": round((time.perf_counter() - started_s) * 1e3, 1),
             }
-            logger.info("http request", extra=fields if error_code is None else {**fields, "error": error_code})
+            level = logging.DEBUG if self._scope["path"] in _POLLED_PATHS else logging.INFO
+            logger.log(level, "http request", extra=fields if error_code is None else {**fields, "error": error_code})
 
     async def _run(self, app: ASGIApp) -> str | None:
         """Return the code of the error that ended the request, if one did."""

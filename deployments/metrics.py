@@ -5,6 +5,7 @@ which dashboards and autoscalers already read. Values of one gateway process; gr
 reported, so every gateway shows the same (take the maximum over gateways, not the sum).
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -194,4 +195,5 @@ def _status(error: BaseException | None) -> str:
         return "ok"
     if isinstance(error, EaglerayError):
         return error.code
-    return "client_left" if isinstance(error, ClientDisconnect) else "internal_error"
+    # Serve cancels the handler of a client that left.
+    return "client_left" if isinstance(error, ClientDisconnect | asyncio.CancelledError) else "internal_error"

@@ -25,6 +25,9 @@ _MAX_CHARACTERS_PER_TOKEN = 64
 """No real text averages more; what would be longer than the context by this measure is refused unread."""
 _RELOAD_AFTER_S = 10.0
 
+_Version = tuple[str, str | None]
+"""Source and revision: a model's next version may have another tokenizer under the same name."""
+
 
 class ModelTokenizer(DecoderFactory, Protocol):
     """The parts of `engine.tokenizer.Tokenizer` that a gateway uses."""
@@ -97,17 +100,18 @@ class ModelCatalog:
         self._load = load
         self._expected = frozenset(expected)
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
-        self._tokenizers: dict[str, ModelTokenizer] = {}
+        self._tokenizers: dict[_Version, ModelTokenizer] = {}
         self._created: dict[str, int] = {}
-        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._loading: dict[_Version, asyncio.Task[None]] = {}
         self._failures: dict[str, tuple[float, EaglerayError]] = {}
 
     def refresh(self) -> None:
         """Start loading the tokenizer of every model announced since; call on the loop after each announcement."""
         for model in self._directory.models():
             self._created.setdefault(model.name, int(time.time()))
-            if model.name not in self._tokenizers and model.name not in self._loading and self._may_load(model.name):
-                self._loading[model.name] = asyncio.create_task(self._load_tokenizer(model))
+            version = _version(model)
+            if version not in self._tokenizers and version not in self._loading and self._may_load(model.name):
+                self._loading[version] = asyncio.create_task(self._load_tokenizer(model))
 
     def get(self, name: str) -> GatewayModel:
         """Return the model. Raises ModelNotFound, or NotReady while its tokenizer is missing."""
@@ -115,7 +119,7 @@ class ModelCatalog:
         if served is None:
             self._refuse_unknown(name)
             raise NotReady(f"model '{name}' is starting; try again", retry_after_s=2, param="model")
-        tokenizer = self._tokenizers.get(name)
+        tokenizer = self._tokenizers.get(_version(served))
         if tokenizer is None:
             raise NotReady(f"the tokenizer of model '{name}' is not loaded yet; try again", retry_after_s=2)
         return self._model(served, tokenizer)
@@ -123,9 +127,9 @@ class ModelCatalog:
     def list(self) -> list[GatewayModel]:
         """Return every model that `get` would return, by name."""
         return [
-            self._model(model, self._tokenizers[model.name])
+            self._model(model, self._tokenizers[_version(model)])
             for model in self._directory.models()
-            if model.name in self._tokenizers
+            if _version(model) in self._tokenizers
         ]
 
     def failure(self, name: str) -> EaglerayError | None:
@@ -161,9 +165,13 @@ class ModelCatalog:
             self._failures[model.name] = (time.monotonic(), error)
             logger.error("tokenizer not loaded", extra={"model": model.name, "error": error.message})
         else:
-            self._tokenizers[model.name] = tokenizer
+            self._tokenizers[_version(model)] = tokenizer
             self._failures.pop(model.name, None)
             seconds = round(time.monotonic() - started_s, 2)
             logger.info("tokenizer loaded", extra={"model": model.name, "seconds": seconds})
         finally:
-            del self._loading[model.name]
+            del self._loading[_version(model)]
+
+
+def _version(model: ServedModel) -> _Version:
+    return model.source, model.revision

@@ -97,6 +97,7 @@ class _StopFilter:
 
     def __init__(self, stop: Sequence[str], include_stop: bool) -> None:
         self._stop = tuple(dict.fromkeys(stop))
+        self._first_characters = frozenset(text[0] for text in self._stop)
         self._include_stop = include_stop
         self._held = ""
         self.matched: str | None = None
@@ -105,6 +106,9 @@ class _StopFilter:
         """Return what is now certain to be visible; nothing once a stop string was found."""
         if self.matched is not None or not text:
             return ""
+        # Nearly every token: nothing is held, and nothing begins.
+        if not self._held and self._first_characters.isdisjoint(text):
+            return text
         # `_held` has no complete stop string in it, so any found now ends in `text`.
         self._held += text
         found = self._first_match()
