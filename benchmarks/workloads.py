@@ -79,6 +79,10 @@ class IdPrompts:
         """Return `num_tokens` ids."""
         return self._draws.take(num_tokens, num_shared)
 
+    def make_many(self, num_prompts: int, num_tokens: int) -> list[list[int]]:
+        """Return unshared prompts of equal length, as ids."""
+        return [self._draws.take(num_tokens, 0) for _ in range(num_prompts)]
+
 
 def fixed_shape(shape: Shape, num_requests: int, prompts: PromptMaker) -> list[Planned]:
     """Return requests of one shape."""
