@@ -5,8 +5,10 @@ import importlib
 import re
 from pathlib import Path
 
+import pytest
+
 from core.config import Config
-from tests.support.source_tree import ROOT, imported_names, modules, place, tree
+from tests.support.source_tree import PACKAGES, ROOT, imported_names, modules, place, tree
 
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -17,12 +19,12 @@ ALLOWED: dict[str, tuple[int, str]] = {}
 
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec"}
-WIDE_BINDS = re.compile(r"0\.0\.0\.0|(?<![0-9A-Fa-f:])::(?![0-9A-Fa-f:])")
+WIDE_ADDRESSES = {"0.0.0.0", "::", "[::]"}
 
 
 def oversized() -> dict[str, int]:
     found: dict[str, int] = {}
-    for path in modules("core", "parallel", "engine", "cluster", "deployments", "benchmarks"):
+    for path in modules(*PACKAGES, "benchmarks"):
         num_lines = len(path.read_text(encoding="utf-8").splitlines())
         if num_lines > MAX_MODULE_LINES:
             found[place(path)] = num_lines
@@ -117,20 +119,30 @@ def test_unsafe_torch_loading_is_not_used():
     assert not unsafe, f"torch.load and object collectives unpickle: {unsafe}"
 
 
-def lines_binding_widely(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+def wide_addresses(path: Path) -> list[str]:
+    """Wildcard addresses a module uses as a value; comparing with one is how it is refused."""
+    compared = {
+        id(part)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Compare)
+        for part in [node.left, *node.comparators]
+    }
     return [
-        f"{place(path)}:{number} {line.strip()}"
-        for number, line in enumerate(lines, 1)
-        if WIDE_BINDS.search(line.split("#")[0])
+        f"{place(path, node)} {node.value}"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and node.value in WIDE_ADDRESSES and id(node) not in compared
     ]
 
 
 def test_nothing_binds_to_every_interface():
-    files = [*modules("core", "parallel", "engine", "cluster", "deployments", "benchmarks")]
-    files += sorted((ROOT / "configs").glob("*.yaml"))
-    wide = [line for path in files for line in lines_binding_widely(path)]
-    assert not wide, f"bind 127.0.0.1 unless the operator names an address: {wide}"
+    found = [place for path in modules(*PACKAGES, "benchmarks") for place in wide_addresses(path)]
+    assert not found, f"bind 127.0.0.1 unless the operator names an address: {found}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_no_config_binds_to_every_interface(path: Path):
+    hosts = re.findall(r"^\s*\w*host:\s*([^\s#]+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert not {host.strip("\"'") for host in hosts} & WIDE_ADDRESSES
 
 
 def test_no_catch_all_module_names():
