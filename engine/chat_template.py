@@ -41,11 +41,11 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str], where: str) -> None:
         """Compile. `special_tokens` are variables such as bos_token. Raises CheckpointError naming `where`."""
         if len(source) > MAX_TEMPLATE_CHARACTERS:
-            raise CheckpointError(f"{where}: a chat template of {len(source)} characters; at most 1000000 are read")
+            raise CheckpointError(f"{where} has {len(source)} characters; at most {MAX_TEMPLATE_CHARACTERS} are read")
         try:
             self._template = _ENVIRONMENT.from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
-            raise CheckpointError(f"{where}: the chat template does not compile ({error}); correct the file") from None
+            raise CheckpointError(f"{where} does not compile ({error}); correct the file") from None
         self._special_tokens = dict(special_tokens)
 
     def render(

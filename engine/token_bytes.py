@@ -20,6 +20,8 @@ from core.errors import UnsupportedModel
 
 _MAX_CHARACTER_BYTES = 4
 """Of a UTF-8 character; so a prompt's last 4 tokens decide which bytes are pending at its end."""
+_MAX_TOKEN_ID = 2**32 - 1
+"""The library's ids are of 32 bits."""
 _NUM_CONTEXT_TOKENS = 8
 """Prompt tokens looked at to see whether the output continues some text."""
 
@@ -46,10 +48,13 @@ class TokenBytes:
     def of(self, token_id: int) -> bytes:
         """Return the bytes of a token, as anywhere but at the start of a text; none for an id without a token."""
         known = self._known.get(token_id)
-        if known is None:
-            token = self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
-            known = self._known[token_id] = b"" if token is None else self._to_bytes(token)
-        return known
+        if known is not None:
+            return known
+        token = self._tokenizer.id_to_token(token_id) if 0 <= token_id <= _MAX_TOKEN_ID else None
+        if token is None:
+            return b""
+        self._known[token_id] = self._to_bytes(token)
+        return self._known[token_id]
 
     def is_special(self, token_id: int) -> bool:
         """Return whether the token is a control token, which is not part of the text."""
@@ -90,7 +95,8 @@ class TokenDecoder:
     def _without_start(self, piece: bytes) -> bytes:
         """Return `piece` without the spaces that do not belong to a text's start."""
         if self._table.start.drops_all_in_token:
-            self._is_at_start = False
+            # No bytes, no token: the first one is still to come.
+            self._is_at_start = not piece
             return piece.replace(b" ", b"")
         while self._num_to_strip and piece.startswith(b" "):
             piece = piece[1:]

@@ -59,8 +59,6 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-
     def do_HEAD(self) -> None:
         self._answer()
 
@@ -71,6 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _answer(self) -> None:
+        assert isinstance(self.server, _Server)
         hub, path = self.server.hub, unquote(urlsplit(self.path).path)
         hub.requests.append((self.command, path))
         match = _TREE.fullmatch(path) or _INFO.fullmatch(path) or _FILE.fullmatch(path)
