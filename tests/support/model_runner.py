@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from parallel.attention.base import AttentionBatch, StepContext
 from parallel.attention.sdpa import SdpaBackend
-from parallel.checkpoint.reader import open_checkpoint
+from parallel.checkpoint.reader import Checkpoint, open_checkpoint
 from parallel.groups.base import TPGroup
 from parallel.kv_cache import KVCache
 from parallel.models.decoder import CausalLM
@@ -38,7 +38,11 @@ class ModelRunner:
     @classmethod
     def load(cls, path: Path, group: TPGroup, dtype: torch.dtype = torch.float32) -> "ModelRunner":
         """Return this rank's part of the checkpoint at `path`, ready to run."""
-        checkpoint = open_checkpoint(path)
+        return cls.of(open_checkpoint(path), group, dtype)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, group: TPGroup, dtype: torch.dtype = torch.float32) -> "ModelRunner":
+        """Return this rank's part of `checkpoint`, ready to run."""
         shard = ShardPlan.of(checkpoint.spec, group.world_size).ranks[group.rank]
         model = build_model(checkpoint.spec, shard, group, dtype, CPU)
         load_weights(model, checkpoint, lambda done, total, detail: None)

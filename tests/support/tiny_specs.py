@@ -1,5 +1,6 @@
 """Model specs of any size, without a checkpoint."""
 
+from dataclasses import replace
 from typing import TypedDict, Unpack
 
 from parallel.models.spec import ModelSpec, RopeSpec
@@ -24,7 +25,7 @@ class SpecFields(TypedDict, total=False):
     qk_norm: bool
 
 
-_TINY = SpecFields(
+_TINY = ModelSpec(
     architecture="LlamaForCausalLM",
     hidden_size=32,
     num_layers=2,
@@ -33,23 +34,21 @@ _TINY = SpecFields(
     head_dim=8,
     intermediate_size=48,
     vocab_size=64,
+    max_position_embeddings=512,
+    rms_norm_eps=1e-5,
     rope=RopeSpec(),
     tie_word_embeddings=False,
     qkv_bias=False,
     o_bias=False,
     mlp_bias=False,
     qk_norm=False,
+    sliding_window=None,
+    dtype="float32",
+    bos_token_id=1,
+    eos_token_ids=(2,),
 )
 
 
 def a_spec(**fields: Unpack[SpecFields]) -> ModelSpec:
     """Return a tiny Llama with `fields` changed."""
-    return ModelSpec(
-        **{**_TINY, **fields},
-        max_position_embeddings=512,
-        rms_norm_eps=1e-5,
-        sliding_window=None,
-        dtype="float32",
-        bos_token_id=1,
-        eos_token_ids=(2,),
-    )
+    return replace(_TINY, **fields)
