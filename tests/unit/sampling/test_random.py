@@ -24,7 +24,7 @@ def splitmix64(state: int) -> int:
 
 
 def test_numbers_are_splitmix64_and_never_change_between_versions():
-    # A stream that is resumed on a newer build goes on as it would have. The first output for seed 1234567 is published.
+    # A stream resumed on a newer build goes on as it would have. The first output for seed 1234567 is published.
     gamma = 0x9E3779B97F4A7C15
     assert splitmix64((1234567 + gamma) % 2**64) == 6457827717110365317
     for seed in (0, 42, 2**63 - 1):
