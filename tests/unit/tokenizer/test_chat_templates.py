@@ -27,7 +27,7 @@ CONSTRUCTS = [
     "{{ ns.found }}",
     "{%- if documents is none %}none{% endif %}{{ messages[::-1] | length }}{{ undefined_name }}{{ enable_thinking }}",
     "{%- macro greet(name) %}hello {{ name }}{% endmacro %}{{ greet('you') }}{{ '%s' % 3 }}{{ dict(a=1) | tojson }}",
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}{{ messages | selectattr('role', 'eq', 'user') | list | length }}",
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}{{ messages | selectattr('role', 'eq', 'user') | list }}",
 ]
 
 
@@ -56,7 +56,6 @@ def test_dates_are_those_of_today() -> None:
         ("{{ messages[0].content + 1 }}", "chat template rejects"),
         ("{{ messages[5].content.x }}", "chat template rejects"),
         ("{{ 1 / 0 }}", "chat template rejects"),
-        ("{{ 'x' | int(base='y') }}{{ messages | map(attribute='a.b') | join | fromjson }}", "chat template"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "chat template rejects"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe|not safely"),
@@ -65,9 +64,10 @@ def test_dates_are_those_of_today() -> None:
     ],
 )
 def test_template_that_fails_is_an_invalid_request_on_messages(source: str, words: str) -> None:
-    with pytest.raises((InvalidRequest, CheckpointError), match=words) as caught:
-        ChatTemplate(source, {}, "model").render(USER)
-    assert isinstance(caught.value, CheckpointError) or caught.value.param == "messages"
+    template = ChatTemplate(source, {}, "model")
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        template.render(USER)
+    assert caught.value.param == "messages"
 
 
 def test_request_cannot_replace_messages_through_variables() -> None:
