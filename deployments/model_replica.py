@@ -79,7 +79,8 @@ class ModelReplica:
         await self._settled.wait()
         failure = self._group.failure()
         if failure is not None:
-            raise failure
+            # Without the engine thread's traceback: Serve prints it, and the message says all.
+            raise failure.with_traceback(None)
 
     async def _shut_down(self, drain_timeout_s: float) -> None:
         """Announce the end, finish what is open, leave nothing behind. Idempotent."""

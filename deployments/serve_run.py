@@ -43,16 +43,17 @@ def _watch(parent: int) -> int:
     while os.getppid() == parent:
         for name, application in serve.status().applications.items():
             if application.status == ApplicationStatus.DEPLOY_FAILED:
-                sys.stderr.write(f"application {name} failed: {last_words(application.message)}\n")
+                messages = [application.message, *(d.message for d in application.deployments.values())]
+                sys.stderr.write(f"application {name} failed: {last_words(messages)}\n")
                 return EXIT_FAILED
         time.sleep(_POLL_S)
     return 0
 
 
-def last_words(message: str) -> str:
-    """Return the error itself out of Serve's message, which wraps a traceback in advice."""
-    errors = _ERROR_LINE.findall(message)
-    return errors[-1] if errors else " ".join(message.split())
+def last_words(messages: list[str]) -> str:
+    """Return the error itself out of Serve's messages, which wrap a traceback in advice; else all they say."""
+    errors = [error for message in messages for error in _ERROR_LINE.findall(message)]
+    return errors[-1] if errors else " ".join(" ".join(messages).split())
 
 
 if __name__ == "__main__":

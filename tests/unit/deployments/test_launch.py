@@ -72,8 +72,9 @@ def test_the_error_is_found_in_the_advice_serve_wraps_it_in():
         "    raise failure\n"
         "core.errors.Unshardable: tensor_parallel_size=4 does not fit num_key_value_heads=3; use 1, 2 or 3\n"
     )
-    assert last_words(message).startswith("Unshardable: tensor_parallel_size=4 does not fit")
+    summary = "Failed to update the deployments ['ReplicaGroup']."
+    assert last_words([summary, message]).startswith("Unshardable: tensor_parallel_size=4 does not fit")
 
 
 def test_a_message_without_an_error_is_shown_on_one_line():
-    assert last_words("no room\n  in the cluster\n") == "no room in the cluster"
+    assert last_words(["no room\n  in the cluster\n"]) == "no room in the cluster"

@@ -1,0 +1,141 @@
+"""Ranks and leaders are killed, frozen, and left alone by their clients. One group of two ranks of the real model."""
+
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import time
+
+import pytest
+
+from tests.support.raw_streams import RawStream, story_body
+from tests.support.serve_instance import RANK_TITLE, REPLICA_TITLE, model_args, wait_until
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+
+MODEL = "smollm2-chaos"
+NUM_STREAMS = 8
+NUM_LEAVING = 100
+ERROR_WITHIN_S = 1.0
+SERVING_WITHIN_S = 60.0
+STEP_TIMEOUT_S = 4
+
+logger = logging.getLogger(__name__)
+
+
+class Group:
+    """The group under test and its processes."""
+
+    def __init__(self, served):
+        self.served = served
+        others = set(served.processes(RANK_TITLE))
+        args = model_args(
+            "tp2-two-replicas.yaml",
+            name=MODEL,
+            parallel={"step_timeout_s": STEP_TIMEOUT_S},
+            restart={"stable_after_s": 0},
+        )
+        served.deploy(MODEL, args)
+        self._others = others
+
+    def ranks(self):
+        return sorted(set(self.served.processes(RANK_TITLE)) - self._others)
+
+    def leader(self):
+        (pid,) = self.served.processes(f"{REPLICA_TITLE}{MODEL}:")
+        return pid
+
+    def identity(self):
+        """Return (group id, generation) of the group while it is ready, else None."""
+        ready = [group for group in self.served.groups(MODEL) if group["state"] == "ready"]
+        return (ready[0]["group_id"], ready[0]["generation"]) if ready else None
+
+    def open_streams(self):
+        streams = [RawStream(self.served.url, MODEL, max_tokens=1500) for _ in range(NUM_STREAMS)]
+        for stream in streams:
+            assert stream.has_begun.wait(60)
+        assert [stream.ended for stream in streams] == [None] * NUM_STREAMS
+        return streams
+
+    def is_back(self, former):
+        """Return whether another group, or another generation of the same, just generated a token."""
+        return self.identity() not in (None, former) and self.served.is_ready(MODEL)
+
+
+@pytest.fixture(scope="module")
+def group(served):
+    yield Group(served)
+    served.delete(MODEL)
+
+
+def break_during_streams(group, harm, within_s, codes):
+    """Call `harm` during eight streams; return the group's new identity once it serves again.
+
+    Each stream must end in an error event of one of `codes` within `within_s`, and none may be cut.
+    """
+    streams, former = group.open_streams(), group.identity()
+    harm()
+    harmed_s = time.monotonic()
+    ends = [stream.wait(within_s + 30) for stream in streams]
+    assert [end.transport_error for end in ends] == [None] * len(ends), "a stream was cut"
+    assert {end.error_code for end in ends} <= codes
+    assert all(end.is_done for end in ends)
+    slowest_s = max(end.at_s for end in ends) - harmed_s
+    assert slowest_s <= within_s
+    wait_until(lambda: group.is_back(former), SERVING_WITHIN_S, "the group serves again")
+    logger.info("errors within %.3f s, serving again after %.1f s", slowest_s, time.monotonic() - harmed_s)
+    return group.identity()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_killed_rank_ends_every_stream_in_an_error_event_and_the_group_comes_back(group, index):
+    ranks, (group_id, generation) = group.ranks(), group.identity()
+    assert len(ranks) == 2
+    now = break_during_streams(group, lambda: os.kill(ranks[index], signal.SIGKILL), ERROR_WITHIN_S, {"rank_died"})
+    assert now == (group_id, generation + 1), "not restarted in place"
+    assert not set(group.ranks()) & set(ranks), "a rank of the old generation is left"
+
+
+def test_a_frozen_rank_is_found_by_the_step_deadline(group):
+    ranks = group.ranks()
+    codes = {"step_timeout", "rank_died"}
+    break_during_streams(group, lambda: os.kill(ranks[0], signal.SIGSTOP), STEP_TIMEOUT_S + 2, codes)
+    assert not set(group.ranks()) & set(ranks), "the frozen rank is left"
+
+
+def test_a_killed_leader_ends_every_stream_in_an_error_event_and_serve_replaces_the_group(group):
+    ranks, leader = group.ranks(), group.leader()
+    break_during_streams(group, lambda: os.kill(leader, signal.SIGKILL), ERROR_WITHIN_S, {"replica_failed"})
+    assert group.leader() != leader
+    wait_until(lambda: not set(group.ranks()) & set(ranks), 10, "orphaned ranks are gone")
+
+
+def test_a_hundred_clients_that_leave_give_all_kv_blocks_back(group):
+    clients = [client_that_asks(group.served.port, number) for number in range(NUM_LEAVING)]
+    try:
+        # The others wait for room: they leave before their first token.
+        wait_until(lambda: len(select.select(clients, [], [], 0)[0]) >= 16, 60, "streams run")
+        assert max(group.served.metric("vllm:kv_cache_usage_perc", MODEL).values()) > 0
+    finally:
+        for client in clients:
+            client.close()
+    left_s = time.monotonic()
+
+    def is_idle():
+        metrics = ("vllm:kv_cache_usage_perc", "vllm:num_requests_running", "vllm:num_requests_waiting")
+        return all(max(group.served.metric(name, MODEL).values()) == 0 for name in metrics)
+
+    wait_until(is_idle, 30, "KV blocks are back to baseline")
+    logger.info("all KV blocks free %.1f s after a hundred clients left", time.monotonic() - left_s)
+    assert group.served.is_ready(MODEL)
+
+
+def client_that_asks(port, number):
+    """Return a bare connection on which a stream was asked for."""
+    body = json.dumps(story_body(MODEL, max_tokens=1500, content=f"Story {number}.")).encode()
+    client = socket.create_connection(("127.0.0.1", port))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+    return client

@@ -1,0 +1,22 @@
+"""Fixtures that test folders share."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.support.serve_instance import ServeInstance
+
+
+@pytest.fixture(scope="session")
+def served() -> "Iterator[ServeInstance]":
+    """One Ray Serve instance with a gateway, started by the first test that asks for it."""
+    # Imported here: Ray takes seconds that most test runs need not spend.
+    from tests.support.serve_instance import ServeInstance
+
+    instance = ServeInstance()
+    try:
+        yield instance
+    finally:
+        instance.close()
