@@ -22,9 +22,10 @@ MAX_EXCHANGE_BYTES = 64 * 1024
 
 
 class DistributedGroup:
-    """A TPGroup of several processes. After RankDied only `close` is of use."""
+    """A TPGroup of several processes. After RankDied only `close` is of use, after `close` nothing."""
 
     def __init__(self, backend: Backend, device: torch.device) -> None:
+        self._rank, self._world_size = backend.rank(), backend.size()
         self._backend = backend
         self._device = device
         self._exchange = PeerExchange(backend) if device.type == "cpu" else None
@@ -57,12 +58,12 @@ class DistributedGroup:
     @property
     def rank(self) -> int:
         """This process's index."""
-        return self._backend.rank()
+        return self._rank
 
     @property
     def world_size(self) -> int:
         """Ranks in the group."""
-        return self._backend.size()
+        return self._world_size
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Return the elementwise sum over ranks, in `x`. Raises RankDied."""
@@ -87,10 +88,12 @@ class DistributedGroup:
         self.all_reduce(torch.zeros(1, device=self._device)).item()
 
     def close(self) -> None:
-        """Leave the group; idempotent, never blocks on a dead peer."""
+        """Leave the group; idempotent, never blocks on a dead peer. The others' collectives fail from now on."""
         if not self._is_closed:
             self._is_closed = True
             self._backend.abort()
+            # For gloo the former does nothing; its connections end with the object.
+            del self._backend, self._exchange
 
 
 @contextmanager

@@ -81,6 +81,18 @@ def test_a_killed_rank_is_seen_at_once_and_closing_does_not_wait_for_it():
         assert closed_s < 1
 
 
+def test_closing_ends_the_connections_so_that_the_others_notice_at_once():
+    store = open_store(HOST, 0, 5.0)
+    with ThreadPoolExecutor(2) as threads:
+        leaver, stayer = threads.map(lambda rank: join_group(rank, 2, store.port, timeout_s=5.0), range(2))
+    leaver.close()
+    start = time.monotonic()
+    with pytest.raises(RankDied):
+        stayer.all_reduce(torch.zeros(8))
+    stayer.close()
+    assert time.monotonic() - start < 1
+
+
 def test_a_rank_that_hangs_is_given_up_after_the_timeout():
     message, seen_s, closed_s = run_rank_processes(2, survive, "hangs", timeout_s=1.0)[0]
     assert re.search("[Tt]imed out", message)
