@@ -45,7 +45,7 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint, on_progress: Callable[
         if isinstance(layer, Linear):
             layer.pack()
     on_progress(done, total, "")
-    logger.info("weights loaded", extra={"weight_bytes": model.weight_bytes, "lm_head": model.lm_head.matmul.name})
+    logger.info("weights loaded", extra={"weight_bytes": model.weight_bytes, "matmul": model.lm_head.matmul.name})
 
 
 def _sharded_layers(model: CausalLM) -> Iterator[tuple[str, ShardedLayer]]:
