@@ -1,0 +1,119 @@
+"""A server for the length of a measurement, on free ports of this machine, and what its processes cost."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+
+from benchmarks.report import ROOT
+from core.config import read_yaml
+
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 120.0
+
+ROLES = {
+    "ray::ProxyActor": "proxy",
+    "ray::ServeReplica:gateway:": "gateway",
+    "ray::ServeReplica:": "leader",
+    "ray::RankActor": "rank",
+}
+"""What a process is, by the beginning of the title Ray gives it; everything else of ours is `ray`."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server."""
+
+    url: str
+    """Without a path: the Serve proxy, or the gateway replica's own port."""
+    root: psutil.Process
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return the CPU seconds used so far, by role, summed over the living processes of each."""
+        seconds: dict[str, float] = {}
+        for process in [self.root, *self.root.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times, role = process.cpu_times(), _role(process)
+                seconds[role] = seconds.get(role, 0.0) + times.user + times.system
+        return seconds
+
+
+@contextlib.contextmanager
+def served(config: Path, environment: Mapping[str, str], is_direct: bool) -> Iterator[Served]:
+    """Serve `config` on a free port; no process of it is left when the block ends.
+
+    `is_direct`: yield the address of the gateway replica itself, which has a port of its own when Serve is
+    throughput-optimised. Raises SystemExit if the server does not get ready.
+    """
+    proxy_port, direct_port = _free_port(), _free_port()
+    with tempfile.TemporaryDirectory(prefix="eagleray-bench-") as folder:
+        settings = read_yaml(config)
+        settings["http_options"] = settings.get("http_options", {}) | {"host": "127.0.0.1", "port": proxy_port}
+        own_config = Path(folder, config.name)
+        own_config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        # Serve gives the first ingress replica the first port of this range.
+        ports = {
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(direct_port),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(direct_port + 100),
+        }
+        with Path(folder, "serve.log").open("wb") as log:
+            server = subprocess.Popen(
+                [sys.executable, "-m", "deployments.serve_run", str(own_config)],
+                cwd=ROOT,
+                env={**os.environ, **ports, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+        try:
+            url = f"http://127.0.0.1:{direct_port if is_direct else proxy_port}"
+            _wait_until_ready(url, server, Path(folder, "serve.log"))
+            yield Served(url, psutil.Process(server.pid))
+        finally:
+            _stop(server)
+
+
+def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s and server.poll() is None:
+        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/readyz", timeout=10):
+            return
+        time.sleep(0.5)
+    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+    raise SystemExit(f"{url} did not get ready; the server's last words:\n{tail}")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        server.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_TIMEOUT_S)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=5)
+
+
+def _role(process: psutil.Process) -> str:
+    title = " ".join(process.cmdline())
+    return next((role for start, role in ROLES.items() if title.startswith(start)), "ray")
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
