@@ -46,8 +46,8 @@ def find_tokenizer_files(path: Path) -> TokenizerFiles:
         templates=_templates(folder, config),
         eos_token_ids=tuple(
             token_id
-            for name in ("config.json", "generation_config.json")
-            for token_id in _fields_of(path / name).integers("eos_token_id")
+            for file in (path / "config.json", path / "generation_config.json", folder / "generation_config.json")
+            for token_id in _fields_of(file).integers("eos_token_id")
         ),
     )
 

@@ -78,7 +78,7 @@ def spec_of_gguf(header: GGUFHeader, where: str, rope_factors: tuple[float, ...]
         sliding_window=sizes.integer_or_none("attention.sliding_window", least=0) or None,
         dtype={"F32": "float32", "F16": "float16"}.get(embedding.kind.name, "bfloat16"),
         bos_token_id=general.integer_or_none("tokenizer.ggml.bos_token_id", least=0),
-        eos_token_ids=_eos_token_ids(general),
+        eos_token_ids=eos_token_ids_of_gguf(general),
     )
     return spec.checked(where)
 
@@ -128,6 +128,7 @@ def _rope(sizes: Fields, head_dim: int, factors: tuple[float, ...]) -> RopeSpec:
     return RopeSpec(theta, "linear", factor=factor) if kind == "linear" else RopeSpec(theta)
 
 
-def _eos_token_ids(general: Fields) -> tuple[int, ...]:
+def eos_token_ids_of_gguf(general: Fields) -> tuple[int, ...]:
+    """Return the tokens that end a text, a turn or a message, sorted. Raises CheckpointError."""
     found = (general.integers(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
     return tuple(sorted({token_id for ids in found for token_id in ids}))

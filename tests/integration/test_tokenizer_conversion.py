@@ -68,6 +68,17 @@ def test_prompts_and_token_ids_equal_transformers(
     assert smollm2.chat(conversation, add_generation_prompt=prompt) == expected
 
 
+def test_converted_folder_is_complete(smollm2: Tokenizer) -> None:
+    folder = tokenizer_files.find_tokenizer_files(smollm2_gguf()).tokenizer_json.parent
+    assert {path.name for path in folder.iterdir()} == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    }
+    assert (smollm2.bos_token_id, smollm2.eos_token_ids, smollm2.vocab_size) == (1, (2,), 49152)
+
+
 def test_every_digit_is_a_token_of_its_own_as_the_model_was_trained(smollm2: Tokenizer) -> None:
     ids = smollm2.encode("2024 + 17")
     assert [smollm2.decode([i]) for i in ids] == ["2", "0", "2", "4", " +", " ", "1", "7"]
