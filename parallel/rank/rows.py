@@ -49,7 +49,7 @@ class RowTable:
         self._num_tokens = np.zeros(max_rows, np.int64)
         self._num_computed = np.zeros(max_rows, np.int64)
         self._blocks = np.zeros((max_rows, -(-max_tokens // block_size) + _SPARE_BLOCKS), np.int64)
-        self._num_blocks = np.zeros(max_rows, np.int64)
+        self._num_blocks = [0] * max_rows
         # Of the latest plan, for one that repeats its rows.
         self._rows_B = np.empty(0, np.int64)
         self._place_of_row: dict[int, int] = {}
@@ -75,7 +75,7 @@ class RowTable:
 
     def append_blocks(self, appended: BlocksAppended) -> None:
         """Let a row's block table grow at its end."""
-        first = int(self._num_blocks[appended.row])
+        first = self._num_blocks[appended.row]
         self._append_blocks(appended.row, appended.block_ids)
         place = self._place_of_row.get(appended.row)
         if place is None or self._gathered is None:
@@ -137,7 +137,8 @@ class RowTable:
     def _block_table(self, context_lens_B: Ints) -> Ints:
         needed = -(-int(context_lens_B.max(initial=0)) // self.block_size)
         if self._gathered is None or needed > self._gathered.shape[1]:
-            assert (self._num_blocks[self._rows_B] * self.block_size >= context_lens_B).all(), "too few blocks"
+            num_blocks_B = np.array([self._num_blocks[row] for row in self._rows_B.tolist()], np.int64)
+            assert (num_blocks_B * self.block_size >= context_lens_B).all(), "too few blocks"
             self._gathered = self._blocks[self._rows_B, : needed + _SPARE_BLOCKS]
         return self._gathered[:, :needed]
 

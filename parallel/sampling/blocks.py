@@ -18,10 +18,11 @@ def row_max(x_RV: Tensor) -> tuple[Tensor, Tensor]:
     maxima = [_whole(x_RV, num_whole).amax(2)] if num_whole else []
     if x_RV.shape[1] % BLOCK_WIDTH:
         maxima.append(x_RV[:, num_whole * BLOCK_WIDTH :].amax(1, keepdim=True))
-    max_RC = torch.cat(maxima, 1)
-    max_R, block_R = max_RC.max(1)
-    block_RW = _block(x_RV, block_R, fill=-torch.inf)
-    return max_R, block_R * BLOCK_WIDTH + block_RW.argmax(1)
+    _, block_R = torch.cat(maxima, 1).max(1)
+    window_RW, start_R = _window(x_RV, block_R)
+    # Where the window reaches back before its block, everything is below the maximum: its block is the first with it.
+    max_R, place_R = window_RW.max(1)
+    return max_R, start_R + place_R
 
 
 def block_sums(x_RV: Tensor) -> Tensor:
@@ -39,9 +40,11 @@ def pick(weights_RV: Tensor, sums_RC: Tensor, target_R: Tensor) -> Tensor:
     `sums_RC` are the weights' block sums. A target outside the row's mass gives its first or last place with a weight.
     """
     block_R, before_R = first_over(sums_RC, target_R)
-    block_RW = _block(weights_RV, block_R, fill=0.0).double()
-    place_R, _ = first_over(block_RW, target_R - before_R)
-    return block_R * BLOCK_WIDTH + place_R
+    window_RW, start_R = _window(weights_RV, block_R)
+    place_RW = start_R[:, None] + torch.arange(window_RW.shape[1], device=window_RW.device)
+    window_RW = window_RW.double().masked_fill_(place_RW < block_R[:, None] * BLOCK_WIDTH, 0.0)
+    place_R, _ = first_over(window_RW, target_R - before_R)
+    return start_R + place_R
 
 
 def first_over(weights_RK: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +62,9 @@ def _whole(x_RV: Tensor, num_whole: int) -> Tensor:
     return x_RV[:, : num_whole * BLOCK_WIDTH].unflatten(1, (num_whole, BLOCK_WIDTH))
 
 
-def _block(x_RV: Tensor, block_R: Tensor, fill: float) -> Tensor:
-    columns_RW = block_R[:, None] * BLOCK_WIDTH + torch.arange(BLOCK_WIDTH, device=x_RV.device)
-    is_outside_RW = columns_RW >= x_RV.shape[1]
-    return x_RV.gather(1, columns_RW.clamp(max=x_RV.shape[1] - 1)).masked_fill_(is_outside_RW, fill)
+def _window(x_RV: Tensor, block_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one block of each row, and where it starts; the last block reaches back to be as wide as the others."""
+    width = min(BLOCK_WIDTH, x_RV.shape[1])
+    start_R = (block_R * BLOCK_WIDTH).clamp(max=x_RV.shape[1] - width)
+    row_R = torch.arange(len(x_RV), device=x_RV.device)
+    return x_RV.unfold(1, width, 1)[row_R, start_R], start_R

@@ -7,7 +7,7 @@ may not come yet, so that a bias is exactly what the caller asked for and nothin
 S sampled rows in step, V vocabulary rows on this rank.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,18 +18,25 @@ from parallel.sampling.params import SamplingParams
 _FIRST_CAPACITY = 64
 
 
-class TokenCounts:
-    """How often each token of a row was generated; tokens seen in the prompt only count 0. This rank's tokens only."""
+class Penalties:
+    """What each token of a row's text loses, kept up to date token by token. This rank's tokens only."""
 
-    def __init__(self, vocab: range, token_ids: NDArray[np.int64], num_prompt_tokens: int) -> None:
+    def __init__(
+        self, params: SamplingParams, vocab: range, token_ids: NDArray[np.int64], num_prompt_tokens: int
+    ) -> None:
+        self.repetition = params.repetition_penalty
+        self._presence = params.presence_penalty
+        self._frequency = params.frequency_penalty
         self._vocab = vocab
         local, first_seen = np.unique(_local(vocab, token_ids), return_inverse=True)
         self._size = len(local)
         self._columns = np.zeros(max(_FIRST_CAPACITY, 2 * self._size), np.int64)
-        self._counts = np.zeros(len(self._columns), np.float32)
+        self._subtracted = np.zeros(len(self._columns), np.float32)
         self._columns[: self._size] = local
         num_prompt = len(_local(vocab, token_ids[:num_prompt_tokens]))
-        np.add.at(self._counts, first_seen[num_prompt:], 1)
+        counts = np.bincount(first_seen[num_prompt:], minlength=self._size)
+        self._subtracted[: self._size] = self._frequency * counts + self._presence * (counts > 0)
+        self._counts: list[int] = counts.tolist()
         self._index = {column: index for index, column in enumerate(local.tolist())}
 
     def add(self, token_id: int) -> None:
@@ -41,7 +48,14 @@ class TokenCounts:
         if index == self._size:
             self._grow()
             self._columns[index] = column
+            self._counts.append(0)
         self._counts[index] += 1
+        self._subtracted[index] = self._frequency * self._counts[index] + self._presence
+
+    @property
+    def size(self) -> int:
+        """How many different tokens the text has."""
+        return self._size
 
     @property
     def columns(self) -> NDArray[np.int64]:
@@ -49,15 +63,18 @@ class TokenCounts:
         return self._columns[: self._size]
 
     @property
-    def counts(self) -> NDArray[np.float32]:
-        """How often each of `columns` was generated."""
-        return self._counts[: self._size]
+    def subtracted(self) -> NDArray[np.float32]:
+        """frequency_penalty * times generated + presence_penalty if generated at all, for each of `columns`.
+
+        The formula of OpenAI's API reference; the prompt does not count.
+        """
+        return self._subtracted[: self._size]
 
     def _grow(self) -> None:
         self._size += 1
         if self._size > len(self._columns):
             self._columns = np.concatenate((self._columns, np.zeros_like(self._columns)))
-            self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
+            self._subtracted = np.concatenate((self._subtracted, np.zeros_like(self._subtracted)))
 
 
 class RowEdits:
@@ -71,8 +88,7 @@ class RowEdits:
         num_prompt_tokens: int,
         eos_token_ids: Iterable[int],
     ) -> None:
-        self.params = params
-        self.counts = TokenCounts(vocab, token_ids, num_prompt_tokens) if params.has_penalties else None
+        self.penalties = Penalties(params, vocab, token_ids, num_prompt_tokens) if params.has_penalties else None
         bias = sorted(params.logit_bias.items())
         bias_ids = np.array([token_id for token_id, _ in bias], np.int64)
         bias_values = np.array([value for _, value in bias], np.float32)
@@ -98,7 +114,6 @@ class SparseEdits:
     penalised_columns: NDArray[np.int64]
     repetition: NDArray[np.float32]
     subtracted: NDArray[np.float32]
-    """frequency_penalty * count + presence_penalty * (count > 0), the formula of OpenAI's API reference."""
     biased_rows: NDArray[np.int64]
     biased_columns: NDArray[np.int64]
     bias: NDArray[np.float32]
@@ -108,22 +123,21 @@ class SparseEdits:
     @classmethod
     def collect(cls, edits: list[tuple[int, int, RowEdits]]) -> "SparseEdits":
         """Build from (index among the sampled rows, tokens the row has, its edits)."""
-        penalised = [(index, row.counts, row.params) for index, _, row in edits if row.counts is not None]
+        penalised = [(index, row.penalties) for index, _, row in edits if row.penalties is not None]
         masked = [(index, row.masked_columns) for index, length, row in edits if length < row.masked_below]
         return cls(
-            penalised_rows=_repeat([(index, len(counts.columns)) for index, counts, _ in penalised]),
-            penalised_columns=_join([counts.columns for _, counts, _ in penalised], np.int64),
-            repetition=_join(
-                [np.full(len(c.columns), p.repetition_penalty, np.float32) for _, c, p in penalised], np.float32
+            penalised_rows=_repeat([index for index, _ in penalised], [row.size for _, row in penalised], np.int64),
+            penalised_columns=_join([row.columns for _, row in penalised], np.int64),
+            repetition=_repeat(
+                [row.repetition for _, row in penalised], [row.size for _, row in penalised], np.float32
             ),
-            subtracted=_join(
-                [p.frequency_penalty * c.counts + p.presence_penalty * (c.counts > 0) for _, c, p in penalised],
-                np.float32,
+            subtracted=_join([row.subtracted for _, row in penalised], np.float32),
+            biased_rows=_repeat(
+                [index for index, _, _ in edits], [len(row.bias_columns) for _, _, row in edits], np.int64
             ),
-            biased_rows=_repeat([(index, len(row.bias_columns)) for index, _, row in edits]),
             biased_columns=_join([row.bias_columns for _, _, row in edits], np.int64),
             bias=_join([row.bias_values for _, _, row in edits], np.float32),
-            masked_rows=_repeat([(index, len(columns)) for index, columns in masked]),
+            masked_rows=_repeat([index for index, _ in masked], [len(columns) for _, columns in masked], np.int64),
             masked_columns=_join([columns for _, columns in masked], np.int64),
         )
 
@@ -136,10 +150,8 @@ def _local(vocab: range, token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
     return token_ids[_is_local(vocab, token_ids)] - vocab.start
 
 
-def _repeat(lengths: list[tuple[int, int]]) -> NDArray[np.int64]:
-    return np.repeat(
-        np.array([index for index, _ in lengths], np.int64), np.array([count for _, count in lengths], np.int64)
-    )
+def _repeat(values: Sequence[float], counts: Sequence[int], dtype: type[np.generic]) -> NDArray:
+    return np.repeat(np.array(values, dtype), np.array(counts, np.int64))
 
 
 def _join(parts: list[NDArray], dtype: type[np.generic]) -> NDArray:

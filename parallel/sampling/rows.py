@@ -15,6 +15,7 @@ from parallel.sampling.random import uniforms
 
 NO_TOP_K = np.iinfo(np.int64).max
 """top_k of a row that has none: every vocabulary is smaller."""
+_NOTHING = np.empty(0, np.float64)
 MIN_TEMPERATURE = 1e-5
 """Below it a division overflows float32; a row that cold takes its most likely token all the same."""
 
@@ -76,8 +77,8 @@ class SamplingRows:
             return
         for row, token_id in zip(rows_S.tolist(), token_ids_S.tolist(), strict=True):
             edits = self._edits.get(row)
-            if edits is not None and edits.counts is not None:
-                edits.counts.add(token_id)
+            if edits is not None and edits.penalties is not None:
+                edits.penalties.add(token_id)
 
     def select(self, rows_S: NDArray[np.int64], num_tokens_S: NDArray[np.int64]) -> SampleBatch:
         """Return how `rows_S` choose, given how many tokens each has: the position of the token to be chosen."""
@@ -86,7 +87,7 @@ class SamplingRows:
         rows_P = rows_S[random_P]
         return SampleBatch(
             random_P=random_P,
-            uniform_P=uniforms(self._seed[rows_P], num_tokens_S[random_P]),
+            uniform_P=uniforms(self._seed[rows_P], num_tokens_S[random_P]) if len(random_P) else _NOTHING,
             temperature_P=self._temperature[rows_P],
             top_k_P=self._top_k[rows_P],
             top_p_P=self._top_p[rows_P],

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from parallel.sampling.edits import SparseEdits, TokenCounts
+from parallel.sampling.edits import Penalties, SparseEdits
 from parallel.sampling.params import SamplingParams
 from parallel.sampling.rows import SamplingRows
 from parallel.sampling.sampler import Sampler
@@ -79,19 +79,20 @@ def test_ending_tokens_are_forbidden_until_min_tokens(logits, fields, masked, wo
     assert torch.isneginf(after).nonzero()[:, 0].tolist() == masked
 
 
-def test_counts_that_grow_token_by_token_equal_counts_made_at_once():
+def test_penalties_that_grow_token_by_token_equal_those_made_at_once():
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, 400, 900)
     vocab = range(100, 350)
-    at_once = TokenCounts(vocab, tokens, 50)
-    grown = TokenCounts(vocab, tokens[:60], 50)
+    counting = params(frequency_penalty=1.0)
+    at_once = Penalties(counting, vocab, tokens, 50)
+    grown = Penalties(counting, vocab, tokens[:60], 50)
     for token in tokens[60:].tolist():
         grown.add(token)
-    assert dict(zip(grown.columns.tolist(), grown.counts.tolist(), strict=True)) == dict(
-        zip(at_once.columns.tolist(), at_once.counts.tolist(), strict=True)
+    assert dict(zip(grown.columns.tolist(), grown.subtracted.tolist(), strict=True)) == dict(
+        zip(at_once.columns.tolist(), at_once.subtracted.tolist(), strict=True)
     )
     expected = np.bincount(tokens[50:], minlength=400)[100:350]
-    assert at_once.counts.tolist() == expected[at_once.columns].tolist()
+    assert at_once.subtracted.tolist() == expected[at_once.columns].tolist()
     assert set(at_once.columns.tolist()) == {token - 100 for token in tokens.tolist() if token in vocab}
 
 
