@@ -103,7 +103,7 @@ def _measure_round(server: Served, endpoint: Endpoint, options: argparse.Namespa
 
 
 def _idle_cores(server: Served) -> dict[str, float]:
-    """Return what each role uses while nothing streams: it is part of the figures per token, more so on a slow model."""
+    """Return what each role uses while nothing streams; it is part of the figures per token."""
     before = server.cpu_seconds()
     time.sleep(IDLE_S)
     after = server.cpu_seconds()
