@@ -1,4 +1,4 @@
-"""The engine's promises to its callers: refusals at once, one terminal event each, and nobody's trouble is another's."""
+"""What the engine promises: refusals at once, one terminal event each, nobody's trouble is another's."""
 
 import threading
 

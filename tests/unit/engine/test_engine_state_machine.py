@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order: no block is lost or wrongly shared, everything ends once, and tokens never change.
+"""In any order of events: no block is lost or wrongly shared, everything ends once, and tokens never change.
 
 The fake ranks compute each next token from the KV slots of all tokens before it, so a block that is freed too early,
 shared wrongly or found under a wrong hash shows as an AssertionError or as other tokens than an undisturbed run gives.
@@ -19,12 +19,30 @@ BLOCK_SIZE = 8
 MAX_MODEL_LEN = 64
 
 
+REQUESTS = st.tuples(
+    st.integers(0, 2),
+    st.sampled_from([0, 0, 8, 16, 20]),
+    st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=6),
+    st.sampled_from([0, 0, 0, 3]),
+    st.sampled_from([2, 20, 30, 40]),
+    st.fixed_dictionaries(
+        {
+            "priority": st.integers(0, 1),
+            "deadline_s": st.sampled_from([None, None, None, 30.0]),
+            "ignore_eos": st.sampled_from([True, True, False]),
+            "cache_salt": st.sampled_from(["", "", "tenant"]),
+        }
+    ),
+)
+"""Which prefix, how much of it, what follows, how many tokens were emitted before, max_tokens, the rest."""
+
+
 class EngineMachine(RuleBasedStateMachine):
     @initialize(
-        num_blocks=st.integers(8, 20),
-        max_running=st.integers(1, 6),
-        max_step_tokens=st.integers(6, 40),
-        max_prefill_chunk=st.integers(1, 40),
+        num_blocks=st.integers(8, 10),
+        max_running=st.sampled_from([2, 4, 8]),
+        max_step_tokens=st.integers(8, 40),
+        max_prefill_chunk=st.sampled_from([1, 5, 8, 40]),
         max_steps_under_way=st.sampled_from([1, 2]),
         prefix_caching=st.sampled_from([True, True, False]),
     )
@@ -32,7 +50,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.clock = FakeClock()
         self.ranks = FakeRankPool(vocab_size=VOCAB_SIZE)
         config = make_config(
-            scheduler=scheduler, cache={"prefix_caching": prefix_caching}, model={"source": "x", "max_model_len": 64}
+            scheduler=scheduler,
+            cache={"prefix_caching": prefix_caching},
+            model={"source": "x", "max_model_len": MAX_MODEL_LEN},
         )
         spec = tiny_spec(vocab_size=VOCAB_SIZE, eos_token_ids=(EOS,))
         self.engine = make_engine(self.ranks, num_blocks, config, spec, self.clock)
@@ -40,31 +60,24 @@ class EngineMachine(RuleBasedStateMachine):
         self.requests = {}
         self.cancelled = set()
 
-    @rule(
-        prefix=st.integers(0, 2),
-        prefix_length=st.integers(0, 30),
-        tail=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12),
-        max_tokens=st.integers(1, 20),
-        num_emitted=st.integers(0, 3),
-        priority=st.integers(0, 1),
-        deadline_s=st.sampled_from([None, None, 1.0, 30.0]),
-        ignore_eos=st.booleans(),
-        salt=st.sampled_from(["", "", "tenant"]),
-    )
-    def submit(self, prefix, prefix_length, tail, max_tokens, num_emitted, priority, deadline_s, ignore_eos, salt):
-        prompt = [(prefix * 17 + index) % VOCAB_SIZE for index in range(prefix_length)] + tail
-        num_emitted = min(num_emitted, max_tokens - 1)
+    @rule(requests=st.lists(REQUESTS, min_size=1, max_size=6))
+    def submit(self, requests):
+        for prefix, prefix_length, tail, num_emitted, max_tokens, options in requests:
+            prompt = [(prefix * 17 + index) % VOCAB_SIZE for index in range(prefix_length)] + tail
+            num_emitted = min(num_emitted, max_tokens - 1)
+            self.send(prompt, expected_tokens(prompt, num_emitted, VOCAB_SIZE), max_tokens, **options)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data(), salt=st.sampled_from(["", "tenant"]), max_tokens=st.integers(1, 10))
+    def submit_again(self, data, salt, max_tokens):
+        """The same prompt once more, or the next turn of its conversation."""
+        earlier = self.requests[data.draw(st.sampled_from(sorted(self.requests)))]
+        prompt = earlier.token_ids + self.sink.tokens(earlier.request_id)
+        self.send(prompt[: MAX_MODEL_LEN - max_tokens], [], max_tokens, cache_salt=salt)
+
+    def send(self, prompt, emitted, max_tokens, **options):
         name = f"r{len(self.requests)}"
-        request = make_request(
-            name,
-            prompt + expected_tokens(prompt, num_emitted, VOCAB_SIZE),
-            max_tokens,
-            num_prompt_tokens=len(prompt),
-            priority=priority,
-            deadline_s=deadline_s,
-            cache_salt=salt,
-            ignore_eos=ignore_eos,
-        )
+        request = make_request(name, prompt + emitted, max_tokens, num_prompt_tokens=len(prompt), **options)
         self.requests[name] = request
         self.engine.submit(request, self.sink)
 
@@ -75,13 +88,13 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.cancel(name)
         self.cancelled.add(name)
 
-    @rule(count=st.integers(1, 12))
+    @rule(count=st.integers(1, 20))
     def step(self, count):
         for _ in range(count):
             self.engine.step()
             self.check_blocks()
 
-    @rule(seconds=st.sampled_from([0.5, 2.0, 40.0]))
+    @rule(seconds=st.sampled_from([0.5, 20.0]))
     def wait(self, seconds):
         self.clock.advance(seconds)
 
