@@ -37,9 +37,7 @@ class TransformersPeer:
     def __init__(self, source: str, dtype: torch.dtype) -> None:
         checkpoint = open_checkpoint(resolve_checkpoint(source, None))
         config = _llama_config(checkpoint.spec)
-        # Any: the annotations of transformers refuse `.to` and `.generate` on its own classes.
-        self._model: Any = LlamaForCausalLM(config)
-        self._model.to(dtype)
+        self._model = LlamaForCausalLM(config).to(dtype)
         weights = {name: checkpoint.read(name).to(dtype) for name in checkpoint.tensors}
         missing, unexpected = self._model.load_state_dict(weights, strict=False)
         if unexpected or set(missing) - {"lm_head.weight"}:
@@ -127,6 +125,6 @@ class _FirstToken(StoppingCriteria):
     def __init__(self) -> None:
         self.at = 0.0
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         self.at = self.at or time.perf_counter()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool)
