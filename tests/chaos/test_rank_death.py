@@ -112,6 +112,27 @@ def test_a_killed_leader_ends_every_stream_in_an_error_event_and_serve_replaces_
     wait_until(lambda: not set(group.ranks()) & set(ranks), 10, "orphaned ranks are gone")
 
 
+def test_a_group_that_may_not_restart_in_place_is_replaced_by_serve_at_once(served):
+    name = "smollm2-once"
+    others = set(served.processes(RANK_TITLE))
+    served.deploy(name, model_args("quickstart.yaml", name=name, restart={"max_attempts": 0}))
+    try:
+        (rank,) = set(served.processes(RANK_TITLE)) - others
+        (former,) = served.groups(name)
+        os.kill(rank, signal.SIGKILL)
+        killed_s = time.monotonic()
+
+        def is_replaced():
+            states = {group["group_id"]: group["state"] for group in served.groups(name)}
+            states.pop(former["group_id"], None)
+            return "ready" in states.values() and served.is_ready(name)
+
+        wait_until(is_replaced, SERVING_WITHIN_S, "another replica serves")
+        logger.info("another replica serves after %.1f s", time.monotonic() - killed_s)
+    finally:
+        served.delete(name)
+
+
 def test_a_hundred_clients_that_leave_give_all_kv_blocks_back(group):
     clients = [client_that_asks(group.served.port, number) for number in range(NUM_LEAVING)]
     try:

@@ -12,6 +12,7 @@ from engine.engine import start_engine
 from engine.tokenizer import Tokenizer
 from parallel.checkpoint.source import resolve_checkpoint
 from tests.support.engines import Collector, make_request, run_until_idle
+from tests.support.raw_streams import RawStream
 from tests.support.serve_instance import RANK_TITLE, REPLICA_TITLE, model_args
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -79,6 +80,17 @@ def test_a_model_that_cannot_be_split_fails_with_its_reason_and_the_others_go_on
     assert quick.is_ready(QUICK)
 
 
+def test_ranks_that_fit_nowhere_fail_with_what_was_asked_and_what_there_is(quick):
+    placement = {"cpus_per_rank": 1000, "timeout_s": 1}
+    args = ModelArgs.parse(model_args("quickstart.yaml", name="huge", placement=placement), "test")
+    with pytest.raises(RuntimeError):
+        serve.run(app.model(args), name="huge", route_prefix=None)
+    message = serve.status().applications["huge"].deployments[MODEL_DEPLOYMENT].message
+    serve.delete("huge")
+    assert "core.errors.PlacementImpossible: no room for the ranks after 1 s" in message
+    assert "1 ranks x (CPU 1000); the cluster has CPU" in message
+
+
 def test_many_concurrent_streams_finish_and_both_groups_serve_them(tp2):
     client = tp2.client()
     before = tp2.metric("vllm:generation_tokens_total", TP2)
@@ -109,6 +121,18 @@ def test_greedy_text_is_the_same_from_both_groups_and_from_a_bare_engine(tp2):
     # In parallel they land on either group; one after the other, on whichever is less busy.
     assert [complete(prompt) for prompt in prompts] == texts
     assert texts == reference_texts(prompts, max_tokens=8)
+
+
+def test_an_open_stream_outlives_the_command_to_delete_its_model(quick):
+    stream = RawStream(quick.url, QUICK, max_tokens=40)
+    assert stream.has_begun.wait(30)
+    quick.delete(QUICK)
+    end = stream.wait(30)
+    assert end.transport_error is None
+    assert end.error_code is None
+    assert end.is_done
+    assert end.events[-1]["choices"][0]["finish_reason"] == "length"
+    assert not quick.processes(f"{REPLICA_TITLE}{QUICK}:")
 
 
 def reference_texts(prompts, max_tokens):
