@@ -39,8 +39,8 @@ class KVCache:
                 "cannot be allocated; lower cache.memory"
             ) from None
 
-    def clear(self) -> None:
-        """Fill with zeros, as after construction."""
+    def clear(self, num_blocks: int) -> None:
+        """Fill the first `num_blocks` blocks with zeros, as after construction."""
         for layer in self.layers:
-            layer.key_NSKE.zero_()
-            layer.value_NSKE.zero_()
+            layer.key_NSKE[:num_blocks].zero_()
+            layer.value_NSKE[:num_blocks].zero_()

@@ -1,6 +1,7 @@
 """Ranks as child processes on this machine."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import IO
 
 import msgspec
 
-from core.errors import StartupError
+from core.errors import PlacementImpossible, StartupError
 from parallel.rank.messages import RankSpec
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -44,9 +45,27 @@ class LocalLauncher:
             rank.process.wait()
 
     def describe_exit(self, rank: int) -> str | None:
-        """Return exit code or signal and the last line of standard error, None while the process runs."""
+        """Return exit code or signal and the last line it printed, None while the process runs."""
         process = self._ranks.get(rank)
         return None if process is None else process.describe_exit()
+
+
+def environment_of(spec: RankSpec, visible: str | None) -> dict[str, str]:
+    """Return what the rank's environment has besides the leader's: a rank sees its own GPU and no other.
+
+    `visible` is the leader's list of GPUs, None where it sees all. Raises PlacementImpossible if the list is too short.
+    """
+    if spec.device != "cuda":
+        return {}
+    if visible is None:
+        return {"CUDA_VISIBLE_DEVICES": str(spec.rank)}
+    gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    if spec.rank >= len(gpus):
+        raise PlacementImpossible(
+            f"CUDA_VISIBLE_DEVICES={visible!r} shows {len(gpus)} GPUs to {spec.world_size} ranks; "
+            "show more, or lower tensor_parallel_size"
+        )
+    return {"CUDA_VISIBLE_DEVICES": gpus[spec.rank]}
 
 
 class _RankProcess:
@@ -57,20 +76,23 @@ class _RankProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "parallel.rank"],
                 stdin=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                # One pipe for both: nothing a rank prints gets into what the leader prints.
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 cwd=_ROOT,
+                env={**os.environ, **environment_of(spec, os.environ.get("CUDA_VISIBLE_DEVICES"))},
                 # Ctrl-C in the leader's terminal is for the leader, which ends its ranks in order.
                 start_new_session=True,
             )
         except OSError as error:
             raise StartupError(f"rank {spec.rank} cannot be started: {error}") from None
-        assert self.process.stdin is not None and self.process.stderr is not None
+        assert self.process.stdin is not None and self.process.stdout is not None
         self._rank = spec.rank
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         # BrokenPipe: it is dead already, which whoever awaits it will find.
         with contextlib.suppress(BrokenPipeError), self.process.stdin as stdin:
             stdin.write(msgspec.json.encode(spec))
-        self._reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
         self._reader.start()
 
     def describe_exit(self) -> str | None:
@@ -82,9 +104,9 @@ class _RankProcess:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"{how}: {self._last_lines[-1]}" if self._last_lines else how
 
-    def _read(self, stderr: IO[bytes]) -> None:
-        with stderr:
-            for line in stderr:
+    def _read(self, output: IO[bytes]) -> None:
+        with output:
+            for line in output:
                 text = line.decode(errors="replace").rstrip()
                 self._last_lines.append(text)
                 sys.stderr.write(f"[rank {self._rank}] {text}\n")

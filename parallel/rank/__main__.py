@@ -8,6 +8,7 @@ import sys
 import msgspec
 
 from core.frames import ConnectionLost
+from core.logs import configure_logging
 from parallel.rank.messages import RankSpec
 
 
@@ -16,6 +17,8 @@ def main() -> int:
     # Ctrl-C in a terminal reaches every process; the leader decides, and ends its ranks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=RankSpec)
+    # What goes well the leader says.
+    configure_logging("WARNING", rank=spec.rank)
     # OpenMP reads it once, when torch is loaded.
     os.environ["OMP_NUM_THREADS"] = str(spec.num_threads)
     from parallel.rank.loop import EXIT_LEADER_GONE, run_rank

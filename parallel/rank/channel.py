@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import struct
 from typing import Generic, TypeVar
 
 import msgspec
@@ -14,6 +15,8 @@ Incoming = TypeVar("Incoming")
 Outgoing = TypeVar("Outgoing")
 
 _HANDSHAKE_TIMEOUT_S = 5.0
+_TIMEVAL = struct.Struct("@ll")
+"""The kernel's `struct timeval`: seconds, microseconds."""
 _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 10, 5, 3
 """A machine that vanished without a word is noticed after 25 s; a process that ended, at once."""
 
@@ -88,12 +91,14 @@ def connect_to_leader(host: str, port: int, secret: bytes) -> tuple[LeaderSocket
 
 def accept_rank(listener: socket.socket, secret: bytes, send_timeout_s: float) -> RankSocket:
     """Return the next connection, authenticated. Raises ConnectionLost if the peer is a stranger; ignore it then."""
-    sock, _ = listener.accept()
+    try:
+        sock, _ = listener.accept()
+    except OSError as error:
+        raise ConnectionLost(f"peer left before it was let in: {error}") from None
     _open(sock, secret)
     # A rank that does not read must not hold the leader for ever; a kernel timeout keeps the socket blocking.
     seconds, fraction = divmod(send_timeout_s, 1)
-    timeval = int(seconds).to_bytes(8, "little") + int(fraction * 1e6).to_bytes(8, "little")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(seconds), int(fraction * 1e6)))
     return MessageSocket(sock, msgspec.msgpack.Decoder(FromRank))
 
 

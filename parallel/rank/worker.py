@@ -66,7 +66,7 @@ class RankWorker:
         self.run(StepPlan(0, [Chunk(0, num_tokens)], started=[start]))
         self.run(StepPlan(1, None))
         self.run(StepPlan(2, [], freed=[0]))
-        self._kv.clear()
+        self._kv.clear(num_blocks)
 
     def _apply_changes(self, plan: StepPlan) -> None:
         for row in plan.freed:

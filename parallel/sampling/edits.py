@@ -28,13 +28,13 @@ class Penalties:
         self._presence = params.presence_penalty
         self._frequency = params.frequency_penalty
         self._vocab = vocab
-        local, first_seen = np.unique(_local(vocab, token_ids), return_inverse=True)
+        local, index_of_token = np.unique(_local(vocab, token_ids), return_inverse=True)
         self._size = len(local)
         self._columns = np.zeros(max(_FIRST_CAPACITY, 2 * self._size), np.int64)
         self._subtracted = np.zeros(len(self._columns), np.float32)
         self._columns[: self._size] = local
         num_prompt = len(_local(vocab, token_ids[:num_prompt_tokens]))
-        counts = np.bincount(first_seen[num_prompt:], minlength=self._size)
+        counts = np.bincount(index_of_token[num_prompt:], minlength=self._size)
         self._subtracted[: self._size] = self._frequency * counts + self._presence * (counts > 0)
         self._counts: list[int] = counts.tolist()
         self._index = {column: index for index, column in enumerate(local.tolist())}
