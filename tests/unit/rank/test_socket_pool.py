@@ -106,8 +106,8 @@ def test_strangers_and_ranks_of_another_generation_are_dropped_without_harm(make
 
     pool = make_pool({0: late})
     assert len(pool.join(ignore)) == 2
-    stale = make_pool({1: from_the_past}, join_timeout_s=0.3)
-    with pytest.raises(ReplicaFailed, match=r"ranks \[1\] did not join in time"):
+    stale = make_pool({1: from_the_past}, join_timeout_s=0.5)
+    with pytest.raises(ReplicaFailed, match=r"ranks \[.*1\] did not join in time"):
         stale.join(ignore)
     for sock in sockets:
         sock.close()
