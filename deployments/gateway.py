@@ -28,12 +28,12 @@ from deployments.openai.errors import error_response
 from deployments.openai.responses import ModelCard, ModelList
 from deployments.readiness import Readiness
 from engine.tokenizer import Tokenizer
-from parallel.checkpoint.source import resolve_checkpoint
+from parallel.checkpoint.source import resolve_tokenizer
 
 
 def load_tokenizer(source: str, revision: str | None) -> ModelTokenizer:
     """Return a model's tokenizer, fetching its files if need be; blocks. Raises StartupError."""
-    return Tokenizer.load(resolve_checkpoint(source, revision))
+    return Tokenizer.load(resolve_tokenizer(source, revision))
 
 
 class Gateway:
