@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 
+import httpx
 import pytest
 
 from tests.support.raw_streams import RawStream, story_body
@@ -73,7 +74,8 @@ def group(served):
 def break_during_streams(group, harm, within_s, codes):
     """Call `harm` during eight streams; return the group's new identity once it serves again.
 
-    Each stream must end in an error event of one of `codes` within `within_s`, and none may be cut.
+    Each stream must end in an error event of one of `codes` within `within_s`, and none may be cut. A request that
+    comes meanwhile is refused with a time to come back.
     """
     streams, former = group.open_streams(), group.identity()
     harm()
@@ -84,6 +86,9 @@ def break_during_streams(group, harm, within_s, codes):
     assert all(end.is_done for end in ends)
     slowest_s = max(end.at_s for end in ends) - harmed_s
     assert slowest_s <= within_s
+    refusal = httpx.post(f"{group.served.url}/v1/chat/completions", json=story_body(MODEL, max_tokens=1), timeout=30)
+    assert refusal.status_code == httpx.codes.SERVICE_UNAVAILABLE
+    assert int(refusal.headers["retry-after"]) > 0
     wait_until(lambda: group.is_back(former), SERVING_WITHIN_S, "the group serves again")
     logger.info("errors within %.3f s, serving again after %.1f s", slowest_s, time.monotonic() - harmed_s)
     return group.identity()
