@@ -134,6 +134,15 @@ def workload(options: argparse.Namespace) -> dict[str, Any]:
     return {"api": options.api, "model": options.model, "seed": options.seed, **loop, **what}
 
 
+def describe(options: argparse.Namespace) -> str:
+    """Return the load in one line, for the picture."""
+    what = f"trace {options.trace.name}" if options.trace is not None else "{}/{} tokens".format(*options.shape[:2])
+    if options.trace is None and options.shape.num_shared:
+        what += f", {options.shape.num_shared} of them shared"
+    pace = f"{options.concurrency} streams" if options.concurrency else f"{options.rate} requests/s, {options.arrivals}"
+    return f"{options.model}, {options.api}: {what}" + ("" if options.trace is not None else f", {pace}")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one load; return 0 if every request completed, else 1."""
     options = parse_arguments(arguments)
@@ -146,7 +155,7 @@ def main(arguments: Sequence[str]) -> int:
     result = figures(run.outcomes, Targets(options.ttft_target_s, options.tpot_target_s))
     report = {"workload": workload(options), "result": result, "client_cpu_s": round(run.client_cpu_s, 3)}
     path = write_report(options.name, started_at, report, options.output)
-    plot_run(run.outcomes, f"{options.name}: {workload(options)}", path.with_suffix(".png"))
+    plot_run(run.outcomes, describe(options), path.with_suffix(".png"))
     print(table(result))
     print(f"{shown(path)} and .png")
     return 0 if result["num_completed"] == result["num_requests"] else 1

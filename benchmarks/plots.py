@@ -45,7 +45,7 @@ def plot_bars(
 
 def _cumulative(axes: Axes, values: Sequence[float], label: str) -> None:
     ordered = np.sort(np.asarray(values, dtype=np.float64))
-    axes.plot(ordered, np.arange(1, len(ordered) + 1) / max(1, len(ordered)))
+    axes.step(ordered, np.arange(1, len(ordered) + 1) / max(1, len(ordered)), where="post")
     for share in (0.5, 0.99):
         axes.axhline(share, color="grey", linewidth=0.5)
     axes.set(xlabel=label, ylabel="share of all", ylim=(0, 1.02))
@@ -56,6 +56,6 @@ def _events_per_second(axes: Axes, outcomes: Sequence[Outcome]) -> None:
     times = [at - start for outcome in outcomes for at in outcome.text_at]
     if times:
         num_bins = max(10, min(120, int(max(times))))
-        counts, edges = np.histogram(times, bins=num_bins)
-        axes.step(edges[:-1], counts / np.diff(edges), where="post")
+        counts, edges = np.histogram(times, bins=num_bins, range=(0.0, max(times)))
+        axes.stairs(counts / np.diff(edges), edges)
     axes.set(xlabel="seconds since the first request", ylabel="events with text per second")

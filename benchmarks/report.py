@@ -41,7 +41,7 @@ class Machine:
             cpu=_cpu_model(),
             cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
             memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
-            kernel=f"{platform.system()} {platform.release()}",
+            kernel=f"{platform.system()} {platform.release().split('-')[0]}",
             python=platform.python_version(),
             gpus=_gpus(),
         )
