@@ -62,12 +62,9 @@ class Scheduler:
 
     def plan(self) -> ScheduledStep | None:
         """Return the next step, or None when nothing can be computed before a result comes or a request arrives."""
-        num_preemptions = self.counters.num_preemptions
         self._schedule_decodes()
         self._schedule_prefills()
-        # What a preemption freed is for those that still run, or the victim would be back at once.
-        if self.counters.num_preemptions == num_preemptions:
-            self._admit()
+        self._admit()
         return self._writer.finish()
 
     def commit(self, step: ScheduledStep, result: StepResult) -> list[Outcome]:
@@ -151,7 +148,8 @@ class Scheduler:
     def _find_blocks(self, live: LiveRequest) -> tuple[list[int], int] | None:
         """Return referenced blocks for all tokens of a waiting request and how many of them are cached, or None.
 
-        One block more must be left for each running request, so that admission does not cause the next preemption.
+        One block more must be left for each running request, so that admission does not cause the next preemption. It
+        also keeps a preempted request from coming right back: it asks for all it released, and somebody took a block.
         """
         cached = self._prefix_cache.match(live.hasher, live.token_ids)
         num_new = -(-len(live.token_ids) // self._block_size) - len(cached)

@@ -121,20 +121,15 @@ def test_greedy_tokens_in_a_batch_and_after_a_prefix_hit_equal_those_of_transfor
     assert engine.load().num_cached_prompt_tokens > num_cached + len(prompts[3]) - 16
 
 
-@pytest.mark.parametrize("max_steps_under_way", [1, 2])
-def test_greedy_tokens_of_chunked_prefill_between_decodes_equal_those_of_transformers(
-    ranks, prompts, greedy, max_steps_under_way
-):
-    engine = ranks.engine(
-        max_prefill_chunk=13, max_step_tokens=40, max_steps_under_way=max_steps_under_way, prefix_caching=False
-    )
+def test_greedy_tokens_of_chunked_prefill_between_decodes_equal_those_of_transformers(ranks, prompts, greedy):
+    engine = ranks.engine(max_prefill_chunk=13, max_step_tokens=40, prefix_caching=False)
     assert generate(engine, prompts, temperature=0.0) == greedy
 
 
-def test_greedy_tokens_after_preemption_equal_those_of_transformers(ranks, prompts, greedy):
+def test_greedy_tokens_after_preemption_with_two_steps_under_way_equal_those_of_transformers(ranks, prompts, greedy):
     # Short prompts first: they are let in together, and grow to more than the pool holds.
     order = [4, 5, 1, 2, 0]
-    engine = ranks.engine(num_blocks=9)
+    engine = ranks.engine(num_blocks=9, max_steps_under_way=2)
     outputs = generate(engine, [prompts[index] for index in order], temperature=0.0)
     assert outputs == [greedy[index] for index in order]
     assert engine.load().num_preemptions > 0

@@ -24,7 +24,7 @@ REQUESTS = st.tuples(
     st.sampled_from([0, 0, 8, 16, 20]),
     st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=6),
     st.sampled_from([0, 0, 0, 3]),
-    st.sampled_from([2, 20, 30, 40]),
+    st.sampled_from([2, 20, 30, 36]),
     st.fixed_dictionaries(
         {
             "priority": st.integers(0, 1),
@@ -68,12 +68,17 @@ class EngineMachine(RuleBasedStateMachine):
             self.send(prompt, expected_tokens(prompt, num_emitted, VOCAB_SIZE), max_tokens, **options)
 
     @precondition(lambda self: self.requests)
-    @rule(data=st.data(), salt=st.sampled_from(["", "tenant"]), max_tokens=st.integers(1, 10))
-    def submit_again(self, data, salt, max_tokens):
-        """The same prompt once more, or the next turn of its conversation."""
+    @rule(
+        data=st.data(),
+        length=st.sampled_from([8, 16, 24, MAX_MODEL_LEN]),
+        salt=st.sampled_from(["", "tenant"]),
+        max_tokens=st.integers(1, 10),
+    )
+    def submit_again(self, data, length, salt, max_tokens):
+        """The same prompt once more, a part of it, or the next turn of its conversation."""
         earlier = self.requests[data.draw(st.sampled_from(sorted(self.requests)))]
         prompt = earlier.token_ids + self.sink.tokens(earlier.request_id)
-        self.send(prompt[: MAX_MODEL_LEN - max_tokens], [], max_tokens, cache_salt=salt)
+        self.send(prompt[: min(length, MAX_MODEL_LEN - max_tokens)], [], max_tokens, cache_salt=salt)
 
     def send(self, prompt, emitted, max_tokens, **options):
         name = f"r{len(self.requests)}"
@@ -166,7 +171,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 EngineMachine.TestCase.settings = settings(
-    max_examples=120,
+    max_examples=200,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
