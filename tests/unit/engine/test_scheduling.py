@@ -177,3 +177,15 @@ def test_two_steps_under_way_give_the_same_tokens_and_never_wait_between_them():
 def test_a_step_that_cannot_hold_all_decodes_is_refused_as_configuration():
     with pytest.raises(InvalidConfig, match="max_step_tokens=8 is less than max_running=16"):
         make_config(scheduler={"max_step_tokens": 8, "max_running": 16})
+
+
+def test_admission_leaves_each_running_request_a_block_to_grow_into():
+    engine, _, sink = engine_with(num_blocks=4)
+    engine.submit(make_request("running", range(20), max_tokens=10), sink)
+    engine.step()
+    engine.submit(make_request("small", [1, 2], max_tokens=2), sink)
+    engine.step()
+    assert engine.load().num_free_blocks == 1
+    assert (engine.load().num_running, engine.load().num_waiting) == (1, 1)
+    run_until_idle(engine)
+    assert engine.load().num_preemptions == 0
