@@ -62,8 +62,8 @@ class Scheduler:
 
     def plan(self) -> ScheduledStep | None:
         """Return the next step, or None when nothing can be computed before a result comes or a request arrives."""
-        self._schedule_decodes()
-        self._schedule_prefills()
+        prefills = self._schedule_decodes()
+        self._schedule_prefills(prefills)
         self._admit()
         return self._writer.finish()
 
@@ -106,16 +106,22 @@ class Scheduler:
             outcomes += self.fail(live, DeadlineExceeded(message))
         return outcomes
 
-    def _schedule_decodes(self) -> None:
-        # Preemption takes from the end of `running`, at or after the current stay, so no plan entry is lost to it.
+    def _schedule_decodes(self) -> list[RowStay]:
+        """Give every running request that needs one token its token; return those that need more, in order."""
+        prefills: list[RowStay] = []
+        # Preemption takes from the end of `running`, at or after the current stay, so it never takes one that is in the
+        # plan already, or among the prefills found so far.
         for stay in self.running:
-            if stay.num_unscheduled_tokens == 1 and self._has_room(stay):
+            num_tokens = stay.num_unscheduled_tokens
+            if num_tokens > 1:
+                prefills.append(stay)
+            elif num_tokens == 1 and self._has_room(stay):
                 self._writer.compute(stay, 1)
+        return prefills
 
-    def _schedule_prefills(self) -> None:
-        for stay in self.running:
-            if stay.num_unscheduled_tokens > 1:
-                self._compute_chunk(stay)
+    def _schedule_prefills(self, prefills: list[RowStay]) -> None:
+        for stay in prefills:
+            self._compute_chunk(stay)
 
     def _admit(self) -> None:
         while self._budget > 0 and self._writer.has_free_row and (live := self._waiting.peek()) is not None:
@@ -204,14 +210,13 @@ class Scheduler:
             return self._end(live, finish_reason="stop", stop_token_id=token_id)
         live.token_ids.append(token_id)
         self.counters.num_generated_tokens += 1
-        logprobs = None if token.logprobs is None else [token.logprobs]
+        finish_reason = None
         if len(live.token_ids) >= live.max_length:
-            event = self._end(live, finish_reason="length")
-            return TokenEvent(
-                event.request_id, [token_id], "length", logprobs=logprobs, num_cached_tokens=event.num_cached_tokens
-            )
+            self._leave(live)
+            finish_reason = "length"
+        logprobs = None if token.logprobs is None else [token.logprobs]
         return TokenEvent(
-            live.request.request_id, [token_id], logprobs=logprobs, num_cached_tokens=live.take_num_cached_tokens()
+            live.request.request_id, [token_id], finish_reason, None, logprobs, live.take_num_cached_tokens()
         )
 
     def _end(
@@ -222,10 +227,8 @@ class Scheduler:
         error: ErrorInfo | None = None,
         stop_token_id: int | None = None,
     ) -> TokenEvent:
-        """Return the terminal event of a request, which leaves its row or the queue."""
-        live.is_ended = True
-        if live.stay is not None:
-            self._leave_row(live.stay)
+        """End a request; return its terminal event."""
+        self._leave(live)
         return TokenEvent(
             live.request.request_id,
             [],
@@ -235,13 +238,19 @@ class Scheduler:
             stop_token_id=stop_token_id,
         )
 
+    def _leave(self, live: LiveRequest) -> None:
+        """Take an ending request off its row or out of the queue."""
+        live.is_ended = True
+        if live.stay is not None:
+            self._leave_row(live.stay)
+
 
 def _order(stay: RowStay) -> tuple[int, int]:
     return stay.live.order
 
 
 def _check_answers(step: ScheduledStep, result: StepResult) -> None:
-    asked = [chunk.stay.row for chunk in step.chunks if chunk.is_sampled]
+    asked = [stay.row for stay, _, is_sampled in step.chunks if is_sampled]
     answered = [token.row for token in result.tokens]
     if result.step != step.plan.step or asked != answered:
         raise ReplicaFailed(

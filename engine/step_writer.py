@@ -1,19 +1,13 @@
 """Writes scheduling decisions down as the delta plans that ranks obey."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from engine.live_request import RowStay
 from parallel.plan import BlocksAppended, Chunk, RowStart, StepPlan
 
-
-class ScheduledChunk(NamedTuple):
-    """One row's part of a step, as the leader remembers it until the result comes."""
-
-    stay: RowStay
-    num_tokens: int
-    is_sampled: bool
-    """Whether the chunk reaches the end of the row's tokens, so that the row samples a token."""
+ScheduledChunk = tuple[RowStay, int, bool]
+"""One row's part of a step: whose, how many tokens, and whether that reaches the end of the row's tokens, so that the
+row samples one. A plain tuple, because a step makes one for every running request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +60,19 @@ class StepWriter:
         is_sampled = stay.num_scheduled_tokens == stay.num_expected_tokens
         if is_sampled:
             stay.num_expected_tokens += 1
-        self._chunks.append(ScheduledChunk(stay, num_tokens, is_sampled))
+        self._chunks.append((stay, num_tokens, is_sampled))
         self.num_tokens += num_tokens
 
     def finish(self) -> ScheduledStep | None:
         """Return the step and begin the next; None if nothing is to be computed (freed rows are told later)."""
-        chunks, rows = self._chunks, [chunk.stay.row for chunk in self._chunks]
+        chunks, rows = self._chunks, [stay.row for stay, _, _ in self._chunks]
         if not chunks:
             return None
         self._step += 1
         is_repeated = self.num_tokens == len(chunks) and rows == self._last_rows
         plan = StepPlan(
             step=self._step,
-            chunks=None if is_repeated else [Chunk(chunk.stay.row, chunk.num_tokens) for chunk in chunks],
+            chunks=None if is_repeated else [Chunk(stay.row, num_tokens) for stay, num_tokens, _ in chunks],
             freed=self._freed,
             started=self._started,
             appended=self._appended,
