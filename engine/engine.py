@@ -30,6 +30,9 @@ from parallel.sharding import ShardPlan
 
 logger = logging.getLogger(__name__)
 
+IDLE_CHECK_S = 1.0
+"""How often an idle engine asks its ranks for a sign of life, so that the death of one costs no request."""
+
 
 class Engine:
     """The brain of one model copy. Every accepted request gets exactly one terminal event, whatever happens.
@@ -60,7 +63,8 @@ class Engine:
         admission = Admission(spec, self.max_model_len, num_blocks, cache.block_size)
         max_live = limits.max_running + limits.max_waiting
         self._intake = Intake(admission, max_live, cache.block_size, cache.prefix_caching, self._clock)
-        self._step_deadline = StepDeadline(config.parallel.step_timeout_s)
+        self._step_timeout_s = config.parallel.step_timeout_s
+        self._step_deadline = StepDeadline(self._step_timeout_s)
         self._under_way: deque[ScheduledStep] = deque()
         # Guards the two below.
         self._closing = threading.Lock()
@@ -125,8 +129,8 @@ class Engine:
         failure = ReplicaFailed("the engine thread ended unexpectedly")
         try:
             while self._closed_by is None:
-                if not self.step():
-                    self._intake.sleep()
+                if not self.step() and not self._intake.sleep(IDLE_CHECK_S):
+                    self._check_ranks()
         except ReplicaFailed as error:
             failure = error
             return error
@@ -151,6 +155,11 @@ class Engine:
             outcomes += self._collect()
         self._emit(outcomes)
         return step is not None or bool(outcomes) or bool(self._under_way)
+
+    def _check_ranks(self) -> None:
+        """Have the ranks answer an empty plan. Raises ReplicaFailed."""
+        self._ranks.submit(self._scheduler.empty_plan())
+        self._ranks.collect(self._step_timeout_s)
 
     def _take_orders(self) -> list[Outcome]:
         """Take in what other threads asked for and what the clock says."""

@@ -79,10 +79,14 @@ class Intake:
         with self._lock:
             return list(self._live.values())
 
-    def sleep(self) -> None:
-        """Block until something happened since the last call; what it was is found by the `take_*` calls."""
-        self._wakeup.wait()
+    def sleep(self, timeout_s: float) -> bool:
+        """Block until something happened since the last call; return whether it did within `timeout_s`.
+
+        What it was is found by the `take_*` calls.
+        """
+        is_awake = self._wakeup.wait(timeout_s)
         self._wakeup.clear()
+        return is_awake
 
     def take_new(self) -> list[LiveRequest]:
         """Return requests accepted since the last call. Call before `take_cancelled`, which may name them."""

@@ -16,7 +16,7 @@ from engine.prefix_cache import PrefixCache
 from engine.request import FinishReason, TokenEvent
 from engine.step_writer import ScheduledStep, StepWriter
 from engine.waiting_queue import RequestQueue
-from parallel.plan import RowToken, StepResult
+from parallel.plan import RowToken, StepPlan, StepResult
 
 Outcome = tuple[LiveRequest, TokenEvent]
 """An event and whose it is."""
@@ -66,6 +66,10 @@ class Scheduler:
         self._schedule_prefills(prefills)
         self._admit()
         return self._writer.finish()
+
+    def empty_plan(self) -> StepPlan:
+        """Return a plan that computes nothing; it has a result but nothing to commit."""
+        return self._writer.finish_anyway().plan
 
     def commit(self, step: ScheduledStep, result: StepResult) -> list[Outcome]:
         """Take in what a step computed and sampled; return one event for each request that got a token or ended.

@@ -65,11 +65,13 @@ class StepWriter:
 
     def finish(self) -> ScheduledStep | None:
         """Return the step and begin the next; None if nothing is to be computed (freed rows are told later)."""
+        return self.finish_anyway() if self._chunks else None
+
+    def finish_anyway(self) -> ScheduledStep:
+        """Return the step, also an empty one, and begin the next."""
         chunks, rows = self._chunks, [stay.row for stay, _, _ in self._chunks]
-        if not chunks:
-            return None
         self._step += 1
-        is_repeated = self.num_tokens == len(chunks) and rows == self._last_rows
+        is_repeated = 0 < self.num_tokens == len(chunks) and rows == self._last_rows
         plan = StepPlan(
             step=self._step,
             chunks=None if is_repeated else [Chunk(stay.row, num_tokens) for stay, num_tokens, _ in chunks],

@@ -326,6 +326,35 @@ def test_an_idle_engine_sleeps_until_it_is_woken_and_ends_when_closed():
     assert num_idle_steps == 0
 
 
+def test_an_idle_engine_finds_that_a_rank_died(monkeypatch):
+    monkeypatch.setattr("engine.engine.IDLE_CHECK_S", 0.001)
+    ranks = FakeRankPool(dies_at_step=3)
+    assert isinstance(engine_of(ranks).run(), RankDied)
+    assert [plan.chunks for plan in ranks.plans] == [[], [], []]
+
+
+def test_signs_of_life_between_requests_change_no_tokens(monkeypatch):
+    monkeypatch.setattr("engine.engine.IDLE_CHECK_S", 0.001)
+    engine, sink, ended = engine_of(), Collector(), threading.Semaphore(0)
+
+    def notify(events):
+        sink(events)
+        if events[-1].is_terminal:
+            ended.release()
+
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    for number in range(20):
+        engine.submit(make_request(f"r{number}", [1, 2, number], max_tokens=3), notify)
+        assert ended.acquire(timeout=5)
+        threading.Event().wait(0.002)
+    engine.close(RankDied("over"))
+    thread.join(5)
+    assert [sink.tokens(f"r{number}") for number in range(20)] == [
+        expected_tokens([1, 2, number], 3, 1000) for number in range(20)
+    ]
+
+
 def test_many_threads_submit_and_cancel_and_every_request_ends_once():
     engine = engine_of(config=make_config(scheduler={"max_running": 8, "max_waiting": 1000}), num_blocks=40)
     sinks = [Collector() for _ in range(4)]
