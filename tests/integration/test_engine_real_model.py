@@ -109,7 +109,7 @@ def generate(engine, prompts, **sampling):
 
 def test_greedy_tokens_alone_equal_those_of_transformers(ranks, prompts, greedy):
     engine = ranks.engine()
-    for prompt, wanted in list(zip(prompts, greedy, strict=True))[::2]:
+    for prompt, wanted in list(zip(prompts, greedy, strict=True))[::3]:
         assert generate(engine, [prompt], temperature=0.0) == [wanted]
 
 
@@ -138,7 +138,7 @@ def test_greedy_tokens_after_preemption_with_two_steps_under_way_equal_those_of_
 def test_seeded_sampling_gives_the_same_tokens_alone_in_a_batch_and_continued_from_the_middle(ranks, prompts):
     engine, sink = ranks.engine(), Collector()
     sampling = {"temperature": 0.9, "top_p": 0.95, "top_k": 100, "seed": 11, "ignore_eos": True}
-    in_batch = generate(engine, prompts, **sampling)
+    in_batch = generate(engine, prompts[:3], **sampling)
     prompt, wanted = prompts[1], in_batch[1]
     continued = make_request("continued", prompt + wanted[:15], NUM_TOKENS, num_prompt_tokens=len(prompt), **sampling)
     engine.submit(continued, sink)
