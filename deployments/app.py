@@ -7,8 +7,8 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.config import GATEWAY_OPTIONS, MODEL_OPTIONS, ModelArgs
-from deployments.gateway_config import GatewayConfig
-from deployments.gateway_replica import GatewayReplica
+from deployments.gateway.config import GatewayConfig
+from deployments.gateway.replica import GatewayReplica
 from deployments.model_replica import ModelReplica
 
 

@@ -17,7 +17,7 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 from core.config import Config, read_yaml
 from core.errors import InvalidConfig
 from deployments.config import GATEWAY_DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_OPTIONS, ModelArgs
-from deployments.gateway_config import GatewayConfig
+from deployments.gateway.config import GatewayConfig
 
 EXIT_PROBLEMS = 2
 

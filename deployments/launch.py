@@ -23,7 +23,7 @@ import msgspec
 import psutil
 
 from core.config import read_yaml
-from deployments.readiness import ReadinessReport
+from deployments.gateway.readiness import ReadinessReport
 
 EXIT_PROBLEMS = 2
 _POLL_S = 0.5

@@ -5,9 +5,9 @@ from typing import Literal
 
 import msgspec
 
-from deployments.gateway_config import HttpLimits
-from deployments.generation import ChoiceEnd, Delta
-from deployments.model_catalog import GatewayModel, ModelCatalog, ModelTokenizer
+from deployments.gateway.config import HttpLimits
+from deployments.gateway.generation import ChoiceEnd, Delta
+from deployments.gateway.model_catalog import GatewayModel, ModelCatalog, ModelTokenizer
 from deployments.openai.job import Job, build_choices, new_meta
 from deployments.openai.logprobs import CompletionLogprobs, completion_logprobs
 from deployments.openai.responses import CollectedChoice, ResponseMeta, Usage

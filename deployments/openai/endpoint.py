@@ -7,17 +7,17 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from deployments.directory import GroupDirectory
-from deployments.disconnect import run_while_connected
-from deployments.gateway_config import HttpLimits
-from deployments.generation import Delta, run_choices
-from deployments.http_limits import read_body
-from deployments.metrics import GatewayMetrics
-from deployments.model_catalog import ModelCatalog
+from deployments.gateway.config import HttpLimits
+from deployments.gateway.generation import Delta, run_choices
+from deployments.gateway.metrics import GatewayMetrics
+from deployments.gateway.model_catalog import ModelCatalog
+from deployments.gateway.readiness import Readiness
+from deployments.groups.directory import GroupDirectory
+from deployments.http.disconnect import run_while_connected
+from deployments.http.limits import read_body
 from deployments.openai.job import Job
 from deployments.openai.responses import CollectedChoice
 from deployments.openai.sse import DONE, SseResponse
-from deployments.readiness import Readiness
 
 Prepare = Callable[[bytes, ModelCatalog, HttpLimits], Awaitable[Job]]
 """Turns a body into a job. Raises RequestError, NotReady."""

@@ -21,7 +21,7 @@ from core.errors import (
     Unauthorized,
 )
 from core.frames import ConnectionLost
-from deployments.http_errors import BodyTimeout, MethodNotAllowed, RouteNotFound, UnsupportedMediaType
+from deployments.http.errors import BodyTimeout, MethodNotAllowed, RouteNotFound, UnsupportedMediaType
 
 _MAX_MESSAGE_CHARACTERS = 1000
 _MAX_RETRY_AFTER_S = 120

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from deployments.http_errors import UnknownParameter, UnsupportedParameter
-from deployments.http_limits import decode
+from deployments.http.errors import UnknownParameter, UnsupportedParameter
+from deployments.http.limits import decode
 
 RawFields = dict[str, msgspec.Raw]
 """Top-level keys and their values, not parsed yet."""

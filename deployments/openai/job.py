@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from deployments.gateway_config import HttpLimits
-from deployments.generation import Choice, Delta
-from deployments.model_catalog import GatewayModel
+from deployments.gateway.config import HttpLimits
+from deployments.gateway.generation import Choice, Delta
+from deployments.gateway.model_catalog import GatewayModel
 from deployments.openai.responses import CollectedChoice, ResponseMeta, Usage
 from deployments.openai.sampling import check_prompt_ids, sampling_params, seed_of_choice, token_budget
 from deployments.openai.schemas import GenerationFields

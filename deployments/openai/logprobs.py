@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from deployments.generation import ChoiceToken
-from deployments.model_catalog import ModelTokenizer
+from deployments.gateway.generation import ChoiceToken
+from deployments.gateway.model_catalog import ModelTokenizer
 
 _MIN_LOGPROB = -9999.0
 """JSON has no -Infinity; this is what clients of vLLM know for it."""

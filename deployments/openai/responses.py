@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from deployments.generation import Choice, ChoiceEnd, ChoiceToken, Delta
+from deployments.gateway.generation import Choice, ChoiceEnd, ChoiceToken, Delta
 
 
 class ResponseMeta(NamedTuple):

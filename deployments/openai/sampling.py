@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping
 
 from core.errors import ContextTooLong, InvalidRequest
-from deployments.model_catalog import GatewayModel
+from deployments.gateway.model_catalog import GatewayModel
 from deployments.openai.schemas import GenerationFields
 from parallel.sampling.params import SamplingParams
 

@@ -10,9 +10,9 @@ import msgspec
 from msgspec import Meta
 
 from core.errors import InvalidRequest
-from deployments.gateway_config import HttpLimits
-from deployments.http_errors import UnsupportedParameter
-from deployments.http_limits import check_json, decode
+from deployments.gateway.config import HttpLimits
+from deployments.http.errors import UnsupportedParameter
+from deployments.http.limits import check_json, decode
 from deployments.openai.fields import check_fields
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")

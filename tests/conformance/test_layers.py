@@ -41,9 +41,9 @@ def test_core_parallel_and_engine_load_neither_ray_nor_http():
 @pytest.mark.parametrize(
     "name",
     [
-        "deployments.gateway",
+        "deployments.gateway.gateway",
         "deployments.app",
-        "deployments.directory",
+        "deployments.groups.directory",
         "engine.engine",
         "engine.tokenizer",
         "engine.text",

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from core.errors import QueueFull, ReplicaFailed
-from deployments.gateway_config import GatewayConfig
+from deployments.gateway.config import GatewayConfig
 from tests.support.byte_tokenizer import ByteTokenizer
 from tests.support.engines import make_config, make_engine, tiny_spec
 from tests.support.fake_groups import MAX_MODEL_LEN, EngineGroup, ScriptedGroup

@@ -10,10 +10,10 @@ from typing import Any
 from starlette.types import ASGIApp, Message
 
 from cluster.submit_target import SubmitTarget
-from deployments.directory import GroupDirectory
-from deployments.gateway import Gateway
-from deployments.gateway_config import GatewayConfig
-from deployments.in_process import InProcessTransport
+from deployments.gateway.config import GatewayConfig
+from deployments.gateway.gateway import Gateway
+from deployments.groups.directory import GroupDirectory
+from deployments.groups.in_process import InProcessTransport
 from tests.support.byte_tokenizer import ByteTokenizer
 
 

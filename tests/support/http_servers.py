@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 
 from cluster.submit_target import SubmitTarget
-from deployments.gateway_config import GatewayConfig
+from deployments.gateway.config import GatewayConfig
 from tests.support.gateways import announce_all, make_gateway
 
 

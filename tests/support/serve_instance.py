@@ -19,7 +19,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from core.config import read_yaml
 from deployments import app
 from deployments.config import MODEL_OPTIONS, ModelArgs
-from deployments.gateway_config import GatewayConfig
+from deployments.gateway.config import GatewayConfig
 from deployments.model_replica import ModelReplica
 
 GATEWAY = "gateway"

@@ -3,8 +3,8 @@ import json
 import shlex
 from pathlib import Path
 
+from deployments.gateway.readiness import GroupReport, ModelReport, RankProgress, ReadinessReport
 from deployments.launch import StatusLine, base_url, describe_progress, how_to_call, main
-from deployments.readiness import GroupReport, ModelReport, RankProgress, ReadinessReport
 from deployments.serve_run import last_words
 
 QUICKSTART = Path("configs/quickstart.yaml")

@@ -19,7 +19,7 @@ from core.errors import (
     QueueFull,
     ReplicaFailed,
 )
-from deployments.directory import GroupDirectory, ServedModel
+from deployments.groups.directory import GroupDirectory, ServedModel
 from deployments.token_channel.server import TokenChannelServer
 from deployments.token_channel.streams import EventStream, OpenStreams
 from engine.request import TokenEvent

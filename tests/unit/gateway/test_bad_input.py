@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from deployments.gateway_config import GatewayConfig, HttpLimits
+from deployments.gateway.config import GatewayConfig, HttpLimits
 from tests.support.fake_groups import MAX_MODEL_LEN, ScriptedGroup
 from tests.support.gateways import Answer, serving
 

@@ -10,9 +10,9 @@ from starlette.types import Receive, Scope, Send
 
 from core.errors import CheckpointError, ErrorInfo, NotReady, QueueFull, RankDied
 from core.progress import Progress
-from deployments.auth import OPEN_PATHS
-from deployments.boundary import IngressBoundary
-from deployments.gateway_config import GatewayConfig
+from deployments.gateway.config import GatewayConfig
+from deployments.http.auth import OPEN_PATHS
+from deployments.http.boundary import IngressBoundary
 from tests.support.byte_tokenizer import ByteTokenizer
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_groups import MAX_MODEL_LEN, ScriptedGroup, status_of_group
@@ -256,9 +256,9 @@ def test_access_is_logged_in_one_line_without_the_prompt(caplog, monkeypatch):
             await client.complete(prompt="canary-5bd1", n=99)
 
     monkeypatch.setattr(logging.getLogger("deployments"), "propagate", True)
-    with caplog.at_level(logging.INFO, "deployments.boundary"):
+    with caplog.at_level(logging.INFO, "deployments.http.boundary"):
         asyncio.run(main())
-    (record,) = (record for record in caplog.records if record.name == "deployments.boundary")
+    (record,) = (record for record in caplog.records if record.name == "deployments.http.boundary")
     assert (record.method, record.path, record.status, record.error) == (
         "POST",
         "/v1/completions",

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from core.errors import ErrorInfo, InvalidRequest, QueueFull, ReplicaFailed
-from deployments.in_process import InProcessTransport
+from deployments.groups.in_process import InProcessTransport
 from deployments.token_channel.streams import OpenStreams
 from engine.request import TokenEvent
 from tests.support.fake_target import FakeTarget, generation_request

@@ -13,10 +13,10 @@ import pytest
 from cluster.status import ChannelAddress
 from core.errors import EaglerayError, InvalidRequest, QueueFull, ReplicaFailed
 from core.frames import MAX_FRAME_BYTES, authenticate_stream, pack, read_frame
+from deployments.groups.transport import TokenStream
 from deployments.token_channel.client import TcpTransport
 from deployments.token_channel.messages import Accepted, Cancel, Events, FromGroup, Load, Refused, Submit, Welcome
 from deployments.token_channel.server import TokenChannelServer
-from deployments.transport import TokenStream
 from engine.request import EngineLoad, TokenEvent
 from tests.support.fake_target import FakeTarget, engine_load, generation_request
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from cluster.routing.base import RequestCost
 from core.errors import ReplicaFailed
-from deployments.directory import GroupDirectory
+from deployments.groups.directory import GroupDirectory
 from engine.request import GenerationRequest, TokenEvent
 from engine.text import TextStream
 from parallel.plan import TokenLogprobs

@@ -16,9 +16,9 @@ from cluster.routing.router import Reservation, Router
 from cluster.status import ChannelAddress, GroupStatus
 from core.clock import Clock, MonotonicClock
 from core.errors import ModelNotFound, NotReady, Overloaded, ReplicaFailed
-from deployments.group_link import Connect, GroupLink
+from deployments.groups.link import Connect, GroupLink
+from deployments.groups.transport import TokenStream, TokenTransport
 from deployments.token_channel.client import TcpTransport
-from deployments.transport import TokenStream, TokenTransport
 from engine.request import EngineLoad, GenerationRequest, TokenEvent
 
 logger = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from cluster.routing.base import RequestCost
 from cluster.status import GroupStatus
 from core.clock import Clock
 from core.errors import EaglerayError, QueueFull
-from deployments.directory import GroupDirectory
-from deployments.gateway_config import GatewayConfig
-from deployments.model_catalog import GatewayModel, ModelCatalog
+from deployments.gateway.config import GatewayConfig
+from deployments.gateway.model_catalog import GatewayModel, ModelCatalog
+from deployments.groups.directory import GroupDirectory
 from engine.request import GenerationRequest
 from parallel.sampling.params import SamplingParams
 

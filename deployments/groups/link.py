@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from cluster.status import ChannelAddress
 from core.clock import Clock
 from core.errors import EaglerayError
-from deployments.transport import TokenTransport
+from deployments.groups.transport import TokenTransport
 from engine.request import EngineLoad
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeVar
 
 from core.errors import ContextTooLong, EaglerayError, ModelNotFound, NotReady
-from deployments.directory import GroupDirectory, ServedModel
+from deployments.groups.directory import GroupDirectory, ServedModel
 from engine.text import DecoderFactory
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from starlette.requests import ClientDisconnect
 
 from core.errors import EaglerayError
-from deployments.generation import Choice
+from deployments.gateway.generation import Choice
 from engine.request import EngineLoad
 
 _SHORT_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1, 2, 4, 8, 15, 30, 60)

@@ -14,8 +14,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from core.errors import InvalidRequest, PayloadTooLarge
-from deployments.gateway_config import HttpLimits
-from deployments.http_errors import BodyTimeout, MalformedJson, UnsupportedMediaType
+from deployments.gateway.config import HttpLimits
+from deployments.http.errors import BodyTimeout, MalformedJson, UnsupportedMediaType
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import EaglerayError
 from core.logs import log_context
-from deployments.auth import OPEN_PATHS
+from deployments.http.auth import OPEN_PATHS
 from deployments.openai.errors import error_event, error_response
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from starlette.types import ASGIApp
 
 from cluster.status import GroupStatus
 from core.logs import configure_logging
-from deployments.gateway import Gateway
-from deployments.gateway_config import GatewayConfig
+from deployments.gateway.config import GatewayConfig
+from deployments.gateway.gateway import Gateway
 
 
 class GatewayReplica:

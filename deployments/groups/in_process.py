@@ -5,8 +5,8 @@ import contextlib
 
 from cluster.submit_target import SubmitTarget
 from core.errors import ErrorInfo, ReplicaFailed
+from deployments.groups.transport import TokenStream
 from deployments.token_channel.streams import OpenStreams
-from deployments.transport import TokenStream
 from engine.request import EngineLoad, GenerationRequest, TokenEvent
 
 

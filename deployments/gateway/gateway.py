@@ -14,19 +14,19 @@ from starlette.types import ASGIApp
 
 from cluster.status import GroupStatus
 from core.clock import Clock, MonotonicClock
-from deployments.auth import ApiKeyGuard
-from deployments.boundary import IngressBoundary
-from deployments.directory import GroupDirectory
-from deployments.gateway_config import GatewayConfig
-from deployments.http_errors import MethodNotAllowed, RouteNotFound
-from deployments.metrics import GatewayMetrics, GroupLoad
-from deployments.model_catalog import GatewayModel, LoadTokenizer, ModelCatalog, ModelTokenizer
+from deployments.gateway.config import GatewayConfig
+from deployments.gateway.metrics import GatewayMetrics, GroupLoad
+from deployments.gateway.model_catalog import GatewayModel, LoadTokenizer, ModelCatalog, ModelTokenizer
+from deployments.gateway.readiness import Readiness
+from deployments.groups.directory import GroupDirectory
+from deployments.http.auth import ApiKeyGuard
+from deployments.http.boundary import IngressBoundary
+from deployments.http.errors import MethodNotAllowed, RouteNotFound
 from deployments.openai.chat import prepare_chat
 from deployments.openai.completions import prepare_completion
 from deployments.openai.endpoint import GatewayServices, GenerationEndpoint
 from deployments.openai.errors import error_response
 from deployments.openai.responses import ModelCard, ModelList
-from deployments.readiness import Readiness
 from engine.tokenizer import Tokenizer
 from parallel.checkpoint.source import resolve_tokenizer
 
