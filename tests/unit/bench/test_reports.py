@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.report import summary, write_report
 from benchmarks.serve_process import Served
+from benchmarks.token_path import Round, describe, mode_figures
 from benchmarks.transformers_peer import Timed
 from benchmarks.vs_transformers import figures, table
 
@@ -42,3 +43,11 @@ def test_row_compares_speed_and_answers_with_the_reference():
 def test_cpu_time_of_a_process_without_a_role_counts_as_ray():
     seconds = Served("http://127.0.0.1:1", psutil.Process()).cpu_seconds()
     assert seconds["ray"] > 0
+
+
+def test_ranks_are_left_out_of_the_token_path_and_idle_use_is_told_apart():
+    rounds = [Round({"proxy": 0.1, "gateway": 0.2, "leader": 0.1, "rank": 9.0, "ray": 1.0}, 10.0, 10_000, {})]
+    figures_ = mode_figures(rounds, {"gateway": 0.01, "leader": 0.01, "rank": 0.5})
+    assert figures_["path_us_per_token"]["p50"] == 40.0
+    assert figures_["path_us_per_token_above_idle"]["p50"] == 20.0
+    assert "40 us per token, 20 above idle, at 1000 tok/s" in describe("default", figures_)
