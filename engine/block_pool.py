@@ -124,6 +124,14 @@ class BlockPool:
         if stored and self._listener is not None:
             self._listener.on_stored(stored)
 
+    def forget(self, blocks: Sequence[int]) -> None:
+        """Make referenced blocks impossible to find; they become free once nobody refers to them."""
+        evicted = [self._hash_of.pop(block) for block in blocks if block in self._hash_of]
+        for block_hash in evicted:
+            del self._block_of[block_hash]
+        if evicted and self._listener is not None:
+            self._listener.on_evicted(evicted)
+
     def check_integrity(self) -> None:
         """Check that every block is in exactly one state and that both indexes agree. Raises AssertionError."""
         free, cached = set(self._free), set(self._cached)

@@ -208,6 +208,8 @@ class Scheduler:
         """Append a sampled token to its request, or end the request."""
         live = stay.live
         if token.error is not None:
+            # Whatever broke its logits may be in its keys and values too: nobody may find them.
+            self._pool.forget(stay.blocks)
             return self._end(live, error=token.error)
         token_id = token.token_id
         if token_id in live.stop_ids:

@@ -118,6 +118,21 @@ def test_listener_hears_what_can_be_found_and_what_no_longer():
     assert (listener.stored, listener.evicted) == ([b"a"], [b"a"])
 
 
+def test_a_forgotten_block_is_not_found_and_becomes_free_with_its_last_user():
+    listener = Listener()
+    pool = BlockPool(2, listener)
+    blocks = pool.allocate(1)
+    publish(pool, blocks, "a")
+    pool.share(blocks)
+    pool.forget(blocks)
+    pool.release(blocks)
+    assert pool.find(b"a") is None
+    assert (pool.num_free, pool.num_referenced) == (1, 1)
+    pool.release(blocks)
+    assert (pool.num_free, pool.num_cached, listener.evicted) == (2, 0, [b"a"])
+    pool.check_integrity()
+
+
 def test_releasing_a_block_more_often_than_it_is_referenced_is_a_bug():
     pool = BlockPool(1)
     blocks = pool.allocate(1)
@@ -130,7 +145,7 @@ def test_random_use_keeps_every_block_in_exactly_one_state():
     choose = random.Random(0)
     pool, tables = BlockPool(16), []
     for step in range(2000):
-        action = choose.randrange(4)
+        action = choose.randrange(5)
         if action == 0 and pool.num_available:
             tables.append(pool.allocate(choose.randint(1, pool.num_available)))
         elif action == 1 and tables:
@@ -140,6 +155,8 @@ def test_random_use_keeps_every_block_in_exactly_one_state():
         elif action == 3 and (block := pool.find(f"{step % 24}".encode())) is not None:
             pool.share([block])
             tables.append([block])
+        elif action == 4 and tables:
+            pool.forget(choose.choice(tables))
         pool.check_integrity()
     for blocks in tables:
         pool.release(blocks)

@@ -115,6 +115,19 @@ def test_one_row_that_fails_ends_only_its_own_request(sink):
     assert sink.tokens("b") == expected_tokens([1, 2, 3], 6, 1000)
 
 
+def test_blocks_of_a_request_whose_logits_broke_are_never_found_again(sink):
+    prompt = list(range(40))
+    engine = engine_of(FakeRankPool(fails_row=lambda step, row: step == 3))
+    engine.submit(make_request("broken", prompt, max_tokens=6), sink)
+    run_until_idle(engine)
+    assert sink.ended["broken"].error is not None
+    assert engine.load().num_cached_blocks == 0
+    engine.submit(make_request("next", prompt, max_tokens=6), sink)
+    run_until_idle(engine)
+    assert engine.load().num_cached_prompt_tokens == 0
+    assert sink.tokens("next") == expected_tokens(prompt, 6, 1000)
+
+
 def test_rank_failure_ends_every_request_with_that_error_and_run_returns_it(sink):
     engine = engine_of(FakeRankPool(dies_at_step=3), config=make_config(scheduler={"max_running": 1}))
     for name in "ab":
