@@ -69,7 +69,7 @@ class TransformersPeer:
         order = manager.add_requests(prompts, max_new_tokens=num_output, record_timestamps=True)
         answers: dict[str, Any] = {}
         while len(answers) < len(prompts):
-            answer = manager.get_result(timeout=60)
+            answer = manager.get_result(timeout=600)
             if answer is None or answer.error is not None:
                 raise SystemExit(f"transformers' continuous batching failed: {answer.error if answer else 'no answer'}")
             answers[answer.request_id] = answer

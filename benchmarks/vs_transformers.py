@@ -177,7 +177,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=128, help="tokens per prompt")
     parser.add_argument("--output", type=int, default=128, help="tokens per answer")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of our rank, and of transformers")
     return parser.parse_args(arguments)
 
