@@ -3,6 +3,9 @@
 N blocks in the pool, S block size, K kv heads on this rank, E head dim.
 """
 
+import math
+import mmap
+
 import torch
 
 from core.errors import OutOfMemory
@@ -27,11 +30,10 @@ class KVCache:
         self.num_bytes = 2 * num_layers * num_blocks * block_size * num_kv_heads * head_dim * dtype.itemsize
         try:
             self.layers = tuple(
-                LayerKV(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-                for _ in range(num_layers)
+                LayerKV(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(num_layers)
             )
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            # The CPU allocator says "not enough memory" as a plain RuntimeError.
+        except (torch.OutOfMemoryError, OSError, RuntimeError) as error:
+            # The CPU allocator says "not enough memory" as a plain RuntimeError, a mapping "Cannot allocate memory".
             if not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
                 raise
             raise OutOfMemory(
@@ -44,3 +46,12 @@ class KVCache:
         for layer in self.layers:
             layer.key_NSKE[:num_blocks].zero_()
             layer.value_NSKE[:num_blocks].zero_()
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return zeros; on a CPU memory is taken page by page when it is first written, so unused blocks cost nothing."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch would write its zeros; an anonymous mapping has them from the kernel.
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -1,7 +1,6 @@
 """`python -m parallel.rank`: one rank. Reads a RankSpec as JSON from standard input, so that the secret is not visible
 to other users as command lines and environments are."""
 
-import os
 import signal
 import sys
 
@@ -10,6 +9,7 @@ import msgspec
 from core.frames import ConnectionLost
 from core.logs import configure_logging
 from parallel.rank.messages import RankSpec
+from parallel.rank.openmp import prepare_openmp
 
 
 def main() -> int:
@@ -19,8 +19,7 @@ def main() -> int:
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=RankSpec)
     # What goes well the leader says.
     configure_logging("WARNING", rank=spec.rank)
-    # OpenMP reads it once, when torch is loaded.
-    os.environ["OMP_NUM_THREADS"] = str(spec.num_threads)
+    prepare_openmp(spec.num_threads)
     from parallel.rank.loop import EXIT_LEADER_GONE, run_rank
 
     try:

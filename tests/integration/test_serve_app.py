@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 QUICK = "smollm2-135m"
 TP2 = "smollm2-tp2"
-NUM_STREAMS = 48
+NUM_STREAMS = 64
 
 
 @pytest.fixture(scope="module")
