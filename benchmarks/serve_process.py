@@ -45,7 +45,7 @@ class Served:
         seconds: dict[str, float] = {}
         for process in [self.root, *self.root.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                times, role = process.cpu_times(), _role(process)
+                times, role = process.cpu_times(), role_of(process)
                 seconds[role] = seconds.get(role, 0.0) + times.user + times.system
         return seconds
 
@@ -108,7 +108,8 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
         psutil.wait_procs(family, timeout=5)
 
 
-def _role(process: psutil.Process) -> str:
+def role_of(process: psutil.Process) -> str:
+    """Return what a process of a server is, one of ROLES or `ray`."""
     title = " ".join(process.cmdline())
     return next((role for start, role in ROLES.items() if title.startswith(start)), "ray")
 
