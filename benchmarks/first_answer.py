@@ -103,7 +103,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes]) -> None:
 def _stop(server: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(server.pid).children(recursive=True)
-        os.killpg(server.pid, signal.SIGINT)
+        os.killpg(server.pid, signal.SIGTERM)
         _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
         for process in alive:
             process.kill()

@@ -99,7 +99,7 @@ def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> N
 def _stop(server: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-        server.send_signal(signal.SIGINT)
+        server.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(STOP_TIMEOUT_S)
         for process in family:

@@ -139,7 +139,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """Ask the server to end, wait, and kill what is left of it."""
     family = _family(process.pid)
     with contextlib.suppress(ProcessLookupError, KeyboardInterrupt, subprocess.TimeoutExpired):
-        process.send_signal(signal.SIGINT)
+        # Not SIGINT: a shell that started us in the background has all of us ignore it.
+        process.send_signal(signal.SIGTERM)
         process.wait(_STOP_TIMEOUT_S)
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):

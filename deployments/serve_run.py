@@ -33,8 +33,9 @@ def main(config_path: str) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        # From here on a second Ctrl-C must not leave processes behind.
+        # From here on a second signal must not leave processes behind.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         serve.shutdown()
         ray.shutdown(wait_for_processes=True)
 

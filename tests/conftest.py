@@ -1,5 +1,6 @@
 """Fixtures that test folders share."""
 
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,10 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.support.serve_instance import ServeInstance
+
+
+# A run started in the background of a script ignores Ctrl-C, and so would every process that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
