@@ -1,7 +1,6 @@
 """The Ray actor around one rank: a process of its own, so that a crash or a held GIL stays in it."""
 
 from parallel.rank.messages import RankSpec
-from parallel.rank.openmp import prepare_openmp
 
 
 class RankActor:
@@ -9,7 +8,6 @@ class RankActor:
 
     def run(self, spec: RankSpec) -> int:
         """Be this rank until the leader ends it, return its exit code; blocks for the life of the generation."""
-        prepare_openmp(spec.num_threads)
         # Imported here: the leader imports this module too, and must not load torch.
         from parallel.rank.loop import run_rank
 

@@ -1,6 +1,7 @@
 """`python -m parallel.rank`: one rank. Reads a RankSpec as JSON from standard input, so that the secret is not visible
 to other users as command lines and environments are."""
 
+import os
 import signal
 import sys
 
@@ -9,7 +10,6 @@ import msgspec
 from core.frames import ConnectionLost
 from core.logs import configure_logging
 from parallel.rank.messages import RankSpec
-from parallel.rank.openmp import prepare_openmp
 
 
 def main() -> int:
@@ -19,7 +19,8 @@ def main() -> int:
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=RankSpec)
     # What goes well the leader says.
     configure_logging("WARNING", rank=spec.rank)
-    prepare_openmp(spec.num_threads)
+    # OpenMP reads it once, when torch is loaded.
+    os.environ["OMP_NUM_THREADS"] = str(spec.num_threads)
     from parallel.rank.loop import EXIT_LEADER_GONE, run_rank
 
     try:
