@@ -1,12 +1,16 @@
 """The open connections of a rank pool: send to all, receive from whoever speaks first."""
 
 import selectors
+import socket
 import threading
 from typing import NamedTuple
 
 from core.frames import ConnectionLost
 from parallel.rank.channel import RankSocket
 from parallel.rank.messages import FromRank, ToRank
+
+_ALARM = object()
+"""Marks the selector's entry that `wake` makes readable."""
 
 
 class RankLost(Exception):
@@ -31,6 +35,9 @@ class RankConnections:
     def __init__(self) -> None:
         self._sockets: dict[int, RankSocket] = {}
         self._selector = selectors.DefaultSelector()
+        # Readable from `wake` on: a rank that has left is in the selector no more, and could wake nobody.
+        self._alarm, self._alarm_end = socket.socketpair()
+        self._selector.register(self._alarm_end, selectors.EVENT_READ, _ALARM)
         self._send_lock = threading.Lock()
         self._receive_lock = threading.Lock()
 
@@ -42,7 +49,7 @@ class RankConnections:
     @property
     def num_open(self) -> int:
         """Connections that are not known to be broken."""
-        return len(self._selector.get_map() or ())
+        return max(0, len(self._selector.get_map() or ()) - 1)
 
     def send(self, rank: int, message: ToRank) -> None:
         """Send to one rank. Raises RankLost."""
@@ -58,16 +65,20 @@ class RankConnections:
                 self._send(rank, encoded)
 
     def receive(self, timeout_s: float) -> list[Arrival]:
-        """Return one message of each rank that has any, empty after `timeout_s`; blocks. Raises ReplicaFailed."""
+        """Return one message of each rank that has any, empty after `timeout_s`, `wake` or `close`; blocks."""
         if not self._receive_lock.acquire(timeout=max(0.0, timeout_s)):
             return []
         try:
-            return [self._receive(key) for key, _ in self._selector.select(max(0.0, timeout_s))]
+            if self._selector.get_map() is None:
+                return []
+            ready = [key for key, _ in self._selector.select(max(0.0, timeout_s))]
+            return [self._receive(key) for key in ready if key.data is not _ALARM]
         finally:
             self._receive_lock.release()
 
     def wake(self) -> None:
-        """Break every connection, so that a blocked `receive` returns."""
+        """Break every connection; a blocked `receive` returns, and every later one at once."""
+        self._alarm.close()
         for sock in self._sockets.values():
             sock.wake()
 
@@ -75,6 +86,7 @@ class RankConnections:
         """Close every connection; call `wake` first."""
         with self._receive_lock:
             self._selector.close()
+            self._alarm_end.close()
             for sock in self._sockets.values():
                 sock.close()
 

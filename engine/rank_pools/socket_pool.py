@@ -187,8 +187,8 @@ class SocketRankPool:
         """Return what came in; raises `late` at the deadline, and the cause when a rank failed."""
         arrivals = self._ranks.receive(deadline_s - time.monotonic())
         if not arrivals:
-            self._failure = late
-            raise late
+            self._failure = RankDied("the ranks were closed") if self._is_closing.is_set() else late
+            raise self._failure
         failures = [arrival for arrival in arrivals if is_failure(arrival)]
         if failures:
             self._fail(failures)

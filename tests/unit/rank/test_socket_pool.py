@@ -7,6 +7,7 @@ import pytest
 
 from core.errors import CheckpointError, ErrorInfo, OutOfMemory, RankDied, ReplicaFailed, StepTimeout
 from core.progress import Progress
+from engine.rank_pools.connections import RankConnections
 from engine.rank_pools.options import PoolOptions
 from engine.rank_pools.socket_pool import SocketRankPool
 from parallel.plan import RowToken, StepPlan
@@ -260,6 +261,18 @@ def test_close_from_another_thread_ends_a_collect(ready_pool):
     threading.Timer(0.05, pool.close).start()
     with pytest.raises(RankDied):
         pool.collect(30)
+
+
+def test_waking_ends_a_receive_though_every_rank_has_left_already():
+    connections = RankConnections()
+    arrivals = []
+    waiting = threading.Thread(target=lambda: arrivals.append(connections.receive(60)))
+    waiting.start()
+    connections.wake()
+    waiting.join(10)
+    connections.close()
+    assert arrivals == [[]]
+    assert connections.receive(60) == []
 
 
 def test_close_from_another_thread_ends_a_join(make_pool):
