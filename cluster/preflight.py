@@ -3,7 +3,7 @@
 import logging
 
 from cluster.config import ReplicaGroupConfig
-from core.errors import InvalidConfig
+from engine.memory import longest_context
 from parallel.checkpoint.reader import check_tensors, open_checkpoint
 from parallel.checkpoint.source import resolve_checkpoint
 from parallel.sharding import ShardPlan
@@ -21,11 +21,6 @@ def check_model(config: ReplicaGroupConfig) -> int:
     spec = checkpoint.spec
     check_tensors(spec, checkpoint.tensors, path)
     ShardPlan.of(spec, config.parallel.tensor_parallel_size)
-    wanted = config.model.max_model_len
-    if wanted is not None and wanted > spec.max_context:
-        raise InvalidConfig(
-            f"model.max_model_len={wanted} is over the checkpoint's limit of {spec.max_context} tokens; "
-            "lower it or leave it out"
-        )
+    max_context = longest_context(config.engine, spec)
     logger.info("checkpoint and shard plan are sound", extra={"path": str(path)})
-    return wanted or spec.max_context
+    return max_context

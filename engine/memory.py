@@ -77,7 +77,7 @@ class MemoryPlan:
         An explicit max_model_len is a promise: KV blocks that cannot hold one such context are refused. The default is
         reduced to what the blocks hold.
         """
-        limit = _longest_context(config, spec)
+        limit = longest_context(config, spec)
         dtype = choose_dtype(config, spec, devices)
         ranks = tuple(
             _rank_memory(config, spec, shard, joined, devices, DTYPE_BYTES[dtype], limit)
@@ -120,7 +120,8 @@ def show_bytes(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if abs(count) >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
-def _longest_context(config: EngineConfig, spec: ModelSpec) -> int:
+def longest_context(config: EngineConfig, spec: ModelSpec) -> int:
+    """Return the longest context in tokens that is asked for, or else that the model knows. Raises InvalidConfig."""
     asked = config.model.max_model_len
     if asked is not None and asked > spec.max_context:
         raise InvalidConfig(
