@@ -9,7 +9,6 @@ package manager's cache if it has them, which is what the second person on a mac
 import argparse
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -103,7 +102,8 @@ def _wait_until_ready(server: subprocess.Popen[bytes]) -> None:
 def _stop(server: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(server.pid).children(recursive=True)
-        os.killpg(server.pid, signal.SIGTERM)
+        # make passes it on.
+        server.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
         for process in alive:
             process.kill()

@@ -75,12 +75,11 @@ def main(argv: list[str]) -> int:
         return EXIT_PROBLEMS
     # SIGTERM, as process managers send it, ends the same way as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _serving(config_path) as server:
-        try:
+    try:
+        with _serving(config_path) as server:
             return _attend(server, config_path)
-        except KeyboardInterrupt:
-            sys.stdout.write("\nstopping: open streams may finish first (Ctrl-C again to end them)\n")
-            return 0
+    except KeyboardInterrupt:
+        return 0
 
 
 def _attend(server: Server, config_path: Path) -> int:
@@ -136,12 +135,19 @@ def _serving(config_path: Path) -> Iterator[Server]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end, wait, and kill what is left of it."""
-    family = _family(process.pid)
+    """Ask the server to end, wait until it has or until interrupted again, and kill what is left of it."""
+    family: list[psutil.Process] = []
     with contextlib.suppress(ProcessLookupError, KeyboardInterrupt, subprocess.TimeoutExpired):
+        family = _family(process.pid)
+        if process.poll() is None:
+            sys.stdout.write("\nstopping: open streams may finish first (Ctrl-C again to end them)\n")
         # Not SIGINT: a shell that started us in the background has all of us ignore it.
         process.send_signal(signal.SIGTERM)
         process.wait(_STOP_TIMEOUT_S)
+    # Nothing may keep the rest from being done.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    family = family or _family(process.pid)
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
