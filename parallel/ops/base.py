@@ -108,21 +108,28 @@ class Ops(Protocol):
         """Return silu(gate) * up, where `gate_up_TF` holds the one beside the other."""
         ...
 
+    def rotation(self, positions_T: Tensor, frequencies: Tensor) -> Tensor:
+        """Return rotation_TE, made once a step for all layers: cosines of E/2 angles, then their sines.
+
+        The angle of feature i is position * frequencies[i] in float32 (E/2 frequencies); the result has the tier's
+        activation dtype.
+        """
+        ...
+
     def rotate_and_write(
         self,
         qkv_TR: Tensor,
         shape: HeadShape,
         norms: HeadNorms | None,
-        positions_T: Tensor,
-        frequencies_E: Tensor,
+        rotation_TE: Tensor,
         kv: LayerKV,
         batch: AttentionBatch,
     ) -> Tensor:
         """Norm (where asked) and rotate queries and keys, write keys and values at `batch.slots_T`, return q_THE.
 
         May overwrite `qkv_TR`, and the result may be a view of it. Feature i of a head turns together with feature
-        i + E/2 by positions_T * frequencies_E[i] (E/2 frequencies, float32). Keys and values that are not finite are
-        written as zeros: a block is padding, later content, of other requests.
+        i + E/2. Keys and values that are not finite are written as zeros: a block is padding, later content, of other
+        requests.
         """
         ...
 
