@@ -54,7 +54,7 @@ LEVELS = _x86_levels() if platform.machine() in ("x86_64", "AMD64") else (Level(
 
 
 def library_name(level: Level) -> str:
-    """Return the file name of a level's library; changes whenever sources or flags do, so a stale one is never found."""
+    """Return the file name of a level's library: another one whenever sources or flags are, so none is ever stale."""
     digest = hashlib.sha256(repr((platform.machine(), FLAGS, level.compiler_flags)).encode())
     for source in sorted(SOURCES.glob("*.[ch]")):
         digest.update(f"\0{source.name}\0".encode() + source.read_bytes())
