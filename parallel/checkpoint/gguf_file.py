@@ -1,4 +1,4 @@
-"""GGUF checkpoints: mapped, never read whole; a slice of a tensor is dequantised from its own bytes only."""
+"""GGUF checkpoints: mapped, never read whole; a slice of a tensor is made from its own bytes only."""
 
 import functools
 import mmap
@@ -13,13 +13,17 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from core.errors import CheckpointError, UnsupportedModel
+from parallel.checkpoint.gguf_blocks import split_blocks
 from parallel.checkpoint.gguf_header import GGUFTensor, read_gguf_header
 from parallel.checkpoint.gguf_names import ROPE_FACTORS, has_permuted_heads, hf_name, spec_of_gguf
 from parallel.checkpoint.tensors import TensorInfo, check_tensors, expected_shapes, span
+from parallel.formats.kinds import is_group_aligned, stored_format
 from parallel.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from parallel.formats.quantised import QuantisedMatrix
 
 _FLOATS = {
     GGMLQuantizationType.F32: np.dtype("<f4"),
@@ -61,27 +65,50 @@ class GGUFCheckpoint:
         """Return a tensor or a part of it: float32 if it is stored quantised, its own dtype otherwise."""
         import torch
 
-        stored = self._stored[name]
-        num_rows, num_columns = stored.matrix_shape
-        part = self._read_part(name, stored, _Part(*span(num_rows, rows), *span(num_columns, columns)))
-        tensor = torch.from_numpy(part if len(stored.shape) > 1 else part.reshape(-1))
+        stored, part = self._part(name, rows, columns)
+        values = _floats(self._row_bytes(name, part), stored.kind, part)
+        tensor = torch.from_numpy(values if len(stored.shape) > 1 else values.reshape(-1))
         return tensor.view(torch.bfloat16) if stored.kind is GGMLQuantizationType.BF16 else tensor
 
-    def _read_part(self, name: str, stored: GGUFTensor, part: "_Part") -> NDArray[np.generic]:
+    def read_quantised(
+        self, name: str, rows: slice | None = None, columns: slice | None = None
+    ) -> "QuantisedMatrix | None":
+        """Return a matrix or a part of it in the file's own codes; None unless they are Q8_0, Q4_0 or Q4_1.
+
+        None also for columns that are not whole groups.
+        """
+        import torch
+
+        from parallel.formats.quantised import QuantisedMatrix
+
+        stored, part = self._part(name, rows, columns)
+        quant_format = stored_format(stored.kind.name)
+        if quant_format is None or not is_group_aligned(part.left, part.right):
+            return None
+        codes_RI, scales_RG, minimums_RG = split_blocks(self._row_bytes(name, part), stored.kind)
+        return QuantisedMatrix(
+            quant_format,
+            torch.from_numpy(codes_RI),
+            torch.from_numpy(scales_RG),
+            None if minimums_RG is None else torch.from_numpy(minimums_RG),
+        )
+
+    def _part(self, name: str, rows: slice | None, columns: slice | None) -> "tuple[GGUFTensor, _Part]":
+        stored = self._stored[name]
+        num_rows, num_columns = stored.matrix_shape
+        return stored, _Part(*span(num_rows, rows), *span(num_columns, columns))
+
+    def _row_bytes(self, name: str, part: "_Part") -> NDArray[np.uint8]:
+        """Return the blocks that a part meets, rows in Hugging Face's order; may be a view of the file."""
+        stored = self._stored[name]
+        data = np.frombuffer(self._data, np.uint8, stored.num_bytes, stored.start)
+        rows_RB = data.reshape(stored.matrix_shape[0], -1)[:, part.bytes_of(stored.kind)]
         if not (self._has_permuted_heads and re.search(r"\.self_attn\.[qk]_proj\.", name)):
-            return self._stored_part(stored, part)
+            return rows_RB[part.start : part.stop]
         # Rows change places within a head, so whole heads are read and cut afterwards.
         head_dim = self._spec.head_dim
         first, last = part.start // head_dim * head_dim, -(-part.stop // head_dim) * head_dim
-        heads = _unpermuted(self._stored_part(stored, part._replace(start=first, stop=last)), head_dim)
-        return heads[part.start - first : part.stop - first]
-
-    def _stored_part(self, stored: GGUFTensor, part: "_Part") -> NDArray[np.generic]:
-        data = np.frombuffer(self._data, np.uint8, stored.num_bytes, stored.start)
-        if dtype := _FLOATS.get(stored.kind):
-            matrix = data.view(dtype).reshape(stored.matrix_shape)
-            return matrix[part.start : part.stop, part.left : part.right].copy()
-        return _dequantised(data.reshape(-1, stored.row_bytes), stored.kind, part)
+        return _unpermuted(rows_RB[first:last], head_dim)[part.start - first : part.stop - first]
 
     def _rope_factors(self, tensors: Mapping[str, GGUFTensor]) -> tuple[float, ...]:
         stored = tensors.get(ROPE_FACTORS)
@@ -100,6 +127,11 @@ class _Part(NamedTuple):
     stop: int
     left: int
     right: int
+
+    def bytes_of(self, kind: GGMLQuantizationType) -> slice:
+        """Return which bytes of a row hold the blocks that the columns meet."""
+        block_size, block_bytes = GGML_QUANT_SIZES[kind]
+        return slice(self.left // block_size * block_bytes, -(-self.right // block_size) * block_bytes)
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -134,21 +166,21 @@ def _can_dequantise(kind: GGMLQuantizationType) -> bool:
     return True
 
 
-def _dequantised(rows: NDArray[np.uint8], kind: GGMLQuantizationType, part: _Part) -> NDArray[np.float32]:
-    """Return float32 values of a part of a quantised matrix, touching only the blocks that the part meets."""
-    block_size, block_bytes = GGML_QUANT_SIZES[kind]
-    first, last = part.left // block_size, -(-part.right // block_size)
-    blocks = rows[part.start : part.stop, first * block_bytes : last * block_bytes]
-    values = np.empty((part.stop - part.start, part.right - part.left), np.float32)
-    cut = slice(part.left - first * block_size, part.right - first * block_size)
-    num_rows = max(1, _PIECE_BYTES // max(1, blocks.shape[1]))
-    for top in range(0, len(blocks), num_rows):
-        piece = np.ascontiguousarray(blocks[top : top + num_rows])
-        values[top : top + num_rows] = dequantize(piece, kind)[:, cut]
+def _floats(rows_RB: NDArray[np.uint8], kind: GGMLQuantizationType, part: _Part) -> NDArray[np.generic]:
+    """Return the values of a part, in memory of their own, from the blocks that it meets."""
+    if dtype := _FLOATS.get(kind):
+        return rows_RB.view(dtype).copy()
+    block_size, _ = GGML_QUANT_SIZES[kind]
+    first = part.left // block_size * block_size
+    values = np.empty((len(rows_RB), part.right - part.left), np.float32)
+    num_rows = max(1, _PIECE_BYTES // max(1, rows_RB.shape[1]))
+    for top in range(0, len(rows_RB), num_rows):
+        piece = np.ascontiguousarray(rows_RB[top : top + num_rows])
+        values[top : top + num_rows] = dequantize(piece, kind)[:, part.left - first : part.right - first]
     return values
 
 
-def _unpermuted(rows: NDArray[np.generic], head_dim: int) -> NDArray[np.generic]:
+def _unpermuted(rows: NDArray[np.uint8], head_dim: int) -> NDArray[np.uint8]:
     """Return whole heads with rows in Hugging Face's order.
 
     llama.cpp's converter stores row i of a head's first half and row i of its second half side by side

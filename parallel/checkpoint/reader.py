@@ -13,6 +13,8 @@ from parallel.models.spec import ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from parallel.formats.quantised import QuantisedMatrix
+
 __all__ = ["Checkpoint", "TensorInfo", "check_tensors", "expected_shapes", "open_checkpoint"]
 
 
@@ -35,6 +37,16 @@ class Checkpoint(Protocol):
         The dtype is the stored one, or float32 for quantised types. Reads no more of the file than the rows asked for.
         The result may be a view of the mapped file: copy it into place, never change it.
         Raises CheckpointError naming file and tensor, KeyError for a name that is not in `tensors`.
+        """
+        ...
+
+    def read_quantised(
+        self, name: str, rows: slice | None = None, columns: slice | None = None
+    ) -> "QuantisedMatrix | None":
+        """Return a matrix, or a part of it, in the codes it is stored in, in memory of its own.
+
+        None if its stored type has no such form (`formats.kinds.stored_format`) or the columns cut a group: `read` it
+        then. The dequantised result equals what `read` gives.
         """
         ...
 

@@ -65,6 +65,9 @@ class SafetensorsCheckpoint:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{info.file}: tensor {name} cannot be read ({error}); download it again") from None
 
+    def read_quantised(self, name: str, rows: slice | None = None, columns: slice | None = None) -> None:
+        """Return None: what is stored in these files is floats."""
+
     def _file(self, path: Path) -> Any:
         from safetensors import safe_open
 

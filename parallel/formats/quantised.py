@@ -5,22 +5,14 @@ R outputs, I inputs, G = I / 32 groups.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Self
 
 import torch
 from torch import Tensor
 
-GROUP_SIZE = 32
+from parallel.formats.kinds import GROUP_SIZE, QuantFormat
 
-
-class QuantFormat(StrEnum):
-    """How many bits a code has."""
-
-    INT8 = "int8"
-    """w = scale * code, code -127 to 127: 8.5 bits a weight. GGUF Q8_0."""
-    INT4 = "int4"
-    """w = scale * code + minimum, code 0 to 15: 5 bits a weight. GGUF Q4_1, and Q4_0 with minimum = -8 * scale."""
+__all__ = ["GROUP_SIZE", "QuantFormat", "QuantisedMatrix"]
 
 
 @dataclass(frozen=True)

@@ -38,3 +38,6 @@ class MemoryCheckpoint:
         values = (values if columns is None else values[:, columns]).clone()
         self.reads.append(Read(name, values.numel()))
         return values
+
+    def read_quantised(self, name: str, rows: slice | None = None, columns: slice | None = None) -> None:
+        """Return None: values are floats."""
