@@ -12,16 +12,15 @@ import json
 import sys
 import time
 from datetime import UTC, datetime
-from typing import NamedTuple, cast
 
 import torch
 
 from benchmarks.report import shown, summary, write_report
-from parallel.attention.sdpa import SdpaBackend
+from parallel.attention.base import KVLayout
 from parallel.groups.solo import SoloGroup
 from parallel.kv_cache import KVCache
-from parallel.models.decoder import CausalLM
 from parallel.plan import BlocksAppended, Chunk, RowStart, StepPlan
+from parallel.rank.rows import StepInputs
 from parallel.rank.worker import RankWorker
 from parallel.sampling.params import SamplingParams
 
@@ -36,38 +35,29 @@ SAMPLINGS = {
 }
 
 
-class StubSpec(NamedTuple):
-    """What a worker reads of a spec."""
+class StubModel:
+    """Stands in for a model and its forward pass; its logits never change, apart from what the sampler does."""
 
+    name = "stub"
     eos_token_ids: tuple[int, ...] = ()
 
-
-class StubModel:
-    """Stands in for a CausalLM; its logits never change, apart from what the sampler does to its copy."""
-
     def __init__(self, num_rows: int, vocabulary: int) -> None:
-        self.spec = StubSpec()
         self.vocab = range(vocabulary)
-        self._hidden_TD = torch.zeros(num_rows * PROMPT_TOKENS, 1)
         # Peaked as a language model's logits are, so that a nucleus is a few tokens.
         self._logits_SV = torch.randn(num_rows, vocabulary, generator=torch.Generator().manual_seed(0)) * 4
 
-    def forward(self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, context: object) -> torch.Tensor:
-        """Return nothing of interest."""
-        return self._hidden_TD[: len(token_ids_T)]
-
-    def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
+    def logits(self, inputs: StepInputs) -> torch.Tensor:
         """Return the logits made at construction."""
         return self._logits_SV
 
 
 def time_steps(num_rows: int, vocabulary: int, sampling: SamplingParams, num_steps: int) -> list[float]:
     """Return the microseconds of each steady decode step."""
-    model = cast(CausalLM, StubModel(num_rows, vocabulary))
+    model = StubModel(num_rows, vocabulary)
     worker = RankWorker(
         model,
-        SdpaBackend(),
-        KVCache(0, 0, BLOCK_SIZE, 0, 0, torch.float32, CPU),
+        model,
+        KVCache(0, 0, KVLayout((), (), None, torch.float32), CPU),
         SoloGroup(),
         CPU,
         max_rows=num_rows,

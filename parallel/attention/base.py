@@ -1,12 +1,14 @@
-"""The seam between a model and its attention kernel.
+"""What attention is given: the ragged shape of a step and a layer's paged keys and values.
 
-T tokens in step, B rows in step, H query heads on this rank, K kv heads on this rank, E head dim,
-N blocks in the pool, S block size, M most blocks of a row in this step.
+T tokens in step, B rows in step, K kv heads on this rank, E head dim, N blocks in the pool, S block size, M most blocks
+of a row in this step.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -24,26 +26,33 @@ class AttentionBatch:
     """int64, block ids of each row, padded with 0."""
 
 
+class KVLayout(NamedTuple):
+    """How a tier keeps one layer's keys and values: the shape of what belongs to one block."""
+
+    key: tuple[int, ...]
+    value: tuple[int, ...]
+    scale: tuple[int, ...] | None
+    """Of the float32 scales, one a token and kv head; None if the dtype needs none."""
+    dtype: torch.dtype
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory that one block takes in one layer."""
+        codes = (math.prod(self.key) + math.prod(self.value)) * self.dtype.itemsize
+        return codes + (0 if self.scale is None else 2 * math.prod(self.scale) * torch.float32.itemsize)
+
+
 @dataclass(frozen=True)
 class LayerKV:
-    """One layer's share of the paged KV cache on this rank."""
+    """One layer's share of the paged KV cache on this rank, in the layout of the tier that reads it.
 
-    key_NSKE: Tensor
-    value_NSKE: Tensor
+    The torch and CUDA tiers keep keys and values as NSKE and scales as NSK; the CPU tier's order is in eagle.h.
+    """
 
-
-class AttentionBackend(Protocol):
-    """Causal attention of a ragged batch over the paged cache."""
-
-    def forward(
-        self, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, kv: LayerKV, batch: AttentionBatch, scale: float
-    ) -> Tensor:
-        """Write k and v into `kv` at `batch.slots_T` (mutates), then return attention out_THE.
-
-        Token i of a row attends to the row's positions up to its own. q is already rotated and normed. Query heads are
-        grouped: head h reads kv head h // (H / K).
-        """
-        ...
+    key: Tensor
+    value: Tensor
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,4 +61,3 @@ class StepContext:
 
     batch: AttentionBatch
     layers: tuple[LayerKV, ...]
-    backend: AttentionBackend

@@ -22,23 +22,18 @@ _SHORT_CONTEXT = 256
 """Decode rows share a gather if none is padded to more than twice its own length; short ones always share."""
 
 
-class SdpaBackend:
-    """An AttentionBackend that gathers each row's blocks for torch's attention. Remembers the last step's shape."""
+class SdpaAttention:
+    """Gathers each row's blocks for torch's attention. Remembers the last step's shape."""
 
     def __init__(self) -> None:
         self._batch: AttentionBatch | None = None
         self._chunks: list[_DecodeRows | _PrefillRow] = []
 
-    def forward(
-        self, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, kv: LayerKV, batch: AttentionBatch, scale: float
-    ) -> Tensor:
-        """Write k and v into `kv` at `batch.slots_T` (mutates), then return attention out_THE.
+    def attend(self, q_THE: Tensor, kv: LayerKV, batch: AttentionBatch, scale: float) -> Tensor:
+        """Return out_THE. Token i of a row attends to the row's positions up to its own.
 
-        Keys and values that are not finite are written as zeros. The request they belong to is lost anyway, by its own
-        residual stream; but a block is padding, later even content, of other rows, and NaN would pass any mask.
+        q is already rotated and normed; head h reads kv head h // (H / K).
         """
-        _write(kv.key_NSKE, k_TKE, batch.slots_T)
-        _write(kv.value_NSKE, v_TKE, batch.slots_T)
         if batch is not self._batch:
             self._batch, self._chunks = batch, _split(batch, kv, q_THE.dtype)
         if len(self._chunks) == 1:
@@ -62,8 +57,8 @@ class _DecodeRows:
 
     def attend(self, q_BHE: Tensor, kv: LayerKV, scale: float) -> Tensor:
         num_rows = len(q_BHE)
-        k_BLKE = _gather(kv.key_NSKE, self.blocks, q_BHE.dtype).unflatten(0, (num_rows, -1))
-        v_BLKE = _gather(kv.value_NSKE, self.blocks, q_BHE.dtype).unflatten(0, (num_rows, -1))
+        k_BLKE = _gather(kv.key, kv.key_scale, self.blocks, q_BHE.dtype).unflatten(0, (num_rows, -1))
+        v_BLKE = _gather(kv.value, kv.value_scale, self.blocks, q_BHE.dtype).unflatten(0, (num_rows, -1))
         out_BKGE = scaled_dot_product_attention(
             q_BHE.unflatten(1, (k_BLKE.shape[2], -1)),
             k_BLKE.transpose(1, 2),
@@ -86,8 +81,8 @@ class _PrefillRow:
     """0 where a token may look, -inf where not; None if there is no earlier context, which kernels know as causal."""
 
     def attend(self, q_CHE: Tensor, kv: LayerKV, scale: float) -> Tensor:
-        k_LKE = _gather(kv.key_NSKE, self.blocks, q_CHE.dtype)[: self.context_len]
-        v_LKE = _gather(kv.value_NSKE, self.blocks, q_CHE.dtype)[: self.context_len]
+        k_LKE = _gather(kv.key, kv.key_scale, self.blocks, q_CHE.dtype)[: self.context_len]
+        v_LKE = _gather(kv.value, kv.value_scale, self.blocks, q_CHE.dtype)[: self.context_len]
         q_KGCE = q_CHE.unflatten(1, (k_LKE.shape[1], -1)).permute(1, 2, 0, 3)
         # A group's query heads read the same keys through a stride of zero; nothing is repeated in memory.
         out_KGCE = scaled_dot_product_attention(
@@ -101,18 +96,36 @@ class _PrefillRow:
         return out_KGCE.permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _write(cache_NSKE: Tensor, new_TKE: Tensor, slots_T: Tensor) -> None:
+def write_kv(kv: LayerKV, k_TKE: Tensor, v_TKE: Tensor, slots_T: Tensor) -> None:
+    """Write keys and values into `kv` (mutates); int8 caches get one scale a token and head.
+
+    What is not finite is written as zeros. The request it belongs to is lost anyway, by its own residual stream; but a
+    block is padding, later even content, of other rows, and NaN would pass any mask.
+    """
+    _write(kv.key, kv.key_scale, k_TKE, slots_T)
+    _write(kv.value, kv.value_scale, v_TKE, slots_T)
+
+
+def _write(cache_NSKE: Tensor, scale_NSK: Tensor | None, new_TKE: Tensor, slots_T: Tensor) -> None:
     finite_TKE = torch.nan_to_num(new_TKE, nan=0.0, posinf=0.0, neginf=0.0)
+    if scale_NSK is not None:
+        scale_TK = finite_TKE.abs().amax(-1).float() / 127
+        scale_NSK.flatten(0, 1).index_copy_(0, slots_T, scale_TK)
+        finite_TKE = (finite_TKE.float() / scale_TK.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)).round()
     cache_NSKE.flatten(0, 1).index_copy_(0, slots_T, finite_TKE.to(cache_NSKE.dtype))
 
 
-def _gather(cache_NSKE: Tensor, blocks: Tensor, dtype: torch.dtype) -> Tensor:
+def _gather(cache_NSKE: Tensor, scale_NSK: Tensor | None, blocks: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the blocks' slots in order, [len(blocks) * S, K, E]."""
-    return cache_NSKE.index_select(0, blocks).flatten(0, 1).to(dtype)
+    slots_XKE = cache_NSKE.index_select(0, blocks).flatten(0, 1)
+    if scale_NSK is None:
+        return slots_XKE.to(dtype)
+    scale_XK = scale_NSK.index_select(0, blocks).flatten(0, 1)
+    return (slots_XKE * scale_XK.unsqueeze(-1)).to(dtype)
 
 
 def _split(batch: AttentionBatch, kv: LayerKV, dtype: torch.dtype) -> list[_DecodeRows | _PrefillRow]:
-    block_size = kv.key_NSKE.shape[1]
+    block_size = kv.key.shape[1]
     decode_rows = [row for row, num_tokens in enumerate(batch.query_lens) if num_tokens == 1]
     prefill_rows = [row for row, num_tokens in enumerate(batch.query_lens) if num_tokens > 1]
     return [

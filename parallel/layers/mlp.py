@@ -4,7 +4,6 @@ T tokens in step, D model dim, R inner columns on this rank.
 """
 
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from parallel.groups.base import TPGroup
 from parallel.layers.linear import GateUpParallelLinear, RowParallelLinear
@@ -19,8 +18,8 @@ class MLP(nn.Module):
         super().__init__()
         self.gate_up_proj = GateUpParallelLinear(spec.hidden_size, ffn, spec.mlp_bias, storage)
         self.down_proj = RowParallelLinear(ffn, spec.hidden_size, spec.mlp_bias, group, storage)
+        self._ops = storage.ops
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Return the network's share of the residual stream, y_TD."""
-        gate_TR, up_TR = self.gate_up_proj(x_TD)
-        return self.down_proj(silu(gate_TR).mul_(up_TR))
+        return self.down_proj(self._ops.silu_mul(self.gate_up_proj(x_TD)))

@@ -1,7 +1,9 @@
-"""Root-mean-square normalisation (arXiv 1910.07467)."""
+"""Root-mean-square normalisation (arXiv 1910.07467).
+
+T tokens in step, D model dim.
+"""
 
 from torch import Tensor
-from torch.nn.functional import rms_norm
 
 from parallel.layers.shard import ShardedLayer, Storage
 
@@ -13,7 +15,8 @@ class RMSNorm(ShardedLayer):
         super().__init__()
         self.weight = storage.parameter(size)
         self.eps = eps
+        self._ops = storage.ops
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return y in memory of its own."""
-        return rms_norm(x, self.weight.shape, self.weight, self.eps)
+    def forward(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
+        """Add `x_TD` to `residual_TD` (mutates), then return the residual's norm in memory of its own."""
+        return self._ops.add_rms_norm(x_TD, residual_TD, self.weight, self.eps)

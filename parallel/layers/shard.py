@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from parallel.ops.base import Ops
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -26,15 +28,25 @@ class ShardedLayer(nn.Module):
 
 
 class Storage(NamedTuple):
-    """Where a model's weights live, and in which precision."""
+    """Where a model's weights live, in which precision, and which tier computes with them."""
 
     dtype: torch.dtype
+    """Of matrices; what is added to or multiplied with activations one by one has the activations' own."""
     device: torch.device
+    ops: Ops
 
     def parameter(self, *shape: int) -> nn.Parameter:
-        """Return an uninitialised parameter; the loader writes it, autograd never sees it."""
-        return nn.Parameter(torch.empty(shape, dtype=self.dtype, device=self.device), requires_grad=False)
+        """Return an uninitialised vector for activations; the loader writes it, autograd never sees it."""
+        return _empty(shape, self.ops.activation_dtype, self.device)
+
+    def matrix(self, num_rows: int, num_columns: int) -> nn.Parameter:
+        """Return an uninitialised matrix. Its memory is taken when it is written."""
+        return _empty((num_rows, num_columns), self.dtype, self.device)
 
     def linear(self, out_features: int, in_features: int, has_bias: bool) -> tuple[nn.Parameter, nn.Parameter | None]:
         """Return an uninitialised weight and, if asked, bias."""
-        return self.parameter(out_features, in_features), self.parameter(out_features) if has_bias else None
+        return self.matrix(out_features, in_features), self.parameter(out_features) if has_bias else None
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)

@@ -1,14 +1,15 @@
-"""Embedding and LM head, split by vocabulary rows.
+"""The two ends of a model, split by vocabulary rows.
 
 T tokens in step, S sampled positions, D model dim, V vocabulary rows on this rank.
 """
 
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
+from parallel.formats.quantised import QuantisedMatrix
 from parallel.groups.base import TPGroup
 from parallel.layers.linear import Linear
 from parallel.layers.shard import Shard, ShardedLayer, Storage
+from parallel.ops.base import EmbeddingTable, Matmul
 
 
 class VocabParallelEmbedding(ShardedLayer):
@@ -18,30 +19,41 @@ class VocabParallelEmbedding(ShardedLayer):
         super().__init__()
         self.vocab = vocab
         self.group = group
-        self.weight = storage.parameter(len(vocab), hidden_size)
+        self.weight: nn.Parameter | None = storage.matrix(len(vocab), hidden_size)
         self.shards = (Shard(rows=vocab),)
+        self._ops = storage.ops
+        self._table: EmbeddingTable | None = None
+
+    @property
+    def table(self) -> EmbeddingTable:
+        """The lookup; made of `weight` if it was not packed before."""
+        if self._table is None:
+            assert self.weight is not None
+            self.pack(self.weight.detach(), None)
+        assert self._table is not None
+        return self._table
+
+    def pack(self, weight_VD: Tensor | QuantisedMatrix, head: Matmul | None) -> None:
+        """Look rows up in `weight_VD` from now on, or in a tied head's own copy of it; let go of `weight`."""
+        self._table = self._ops.embedding(weight_VD, head)
+        self.weight = None
 
     def forward(self, token_ids_T: Tensor) -> Tensor:
         """Return x_TD in memory of its own, the same on every rank."""
-        if self.group.world_size == 1:
-            return embedding(token_ids_T, self.weight)
-        rows_T = token_ids_T - self.vocab.start
-        is_elsewhere_T = (rows_T < 0) | (rows_T >= len(self.vocab))
-        x_TD = embedding(rows_T.masked_fill_(is_elsewhere_T, 0), self.weight)
-        return self.group.all_reduce(x_TD.masked_fill_(is_elsewhere_T.unsqueeze(1), 0))
+        x_TD = self.table(token_ids_T - self.vocab.start)
+        return x_TD if self.group.world_size == 1 else self.group.all_reduce(x_TD)
 
 
 class VocabParallelHead(Linear):
     """logits_SV of this rank's vocabulary rows. No collective: samplers gather candidates, not logits.
 
-    A tied head is given the embedding's own parameter. Where `pack` changes the form, the embedding keeps the plain
-    tensor as well, because rows cannot be looked up in a packed one.
+    A tied head is given the embedding's own parameter.
     """
 
-    def __init__(self, weight_VD: nn.Parameter, vocab: range) -> None:
-        super().__init__(weight_VD)
+    def __init__(self, weight_VD: nn.Parameter, vocab: range, storage: Storage) -> None:
+        super().__init__(weight_VD, None, storage)
         self.shards = (Shard(rows=vocab),)
 
     def forward(self, hidden_SD: Tensor) -> Tensor:
         """Return float32 logits_SV."""
-        return self.matmul(hidden_SD, None).float()
+        return self.matmul(hidden_SD).float()

@@ -42,10 +42,18 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint, on_progress: Callable[
                 on_progress(done, total, checkpoint.tensors[piece.tensor].file.name)
                 _fill(piece, checkpoint)
                 done += piece.target.nbytes
-        if isinstance(layer, Linear):
-            layer.pack()
+        if isinstance(layer, Linear) and layer.weight is not None:
+            layer.pack(layer.weight.detach())
+    _pack_embedding(model)
     on_progress(done, total, "")
     logger.info("weights loaded", extra={"weight_bytes": model.weight_bytes, "matmul": model.lm_head.matmul.name})
+
+
+def _pack_embedding(model: CausalLM) -> None:
+    """Let rows be looked up, in a tied head's copy where the tier can."""
+    embedding = model.model.embed_tokens
+    assert embedding.weight is not None
+    embedding.pack(embedding.weight.detach(), model.lm_head.matmul if model.spec.tie_word_embeddings else None)
 
 
 def _sharded_layers(model: CausalLM) -> Iterator[tuple[str, ShardedLayer]]:

@@ -1,7 +1,5 @@
 """From a spec to a model that is ready to be loaded."""
 
-import torch
-
 from core.errors import UnsupportedModel
 from parallel.groups.base import TPGroup
 from parallel.layers.shard import Storage
@@ -18,13 +16,11 @@ MODELS = {
 """The class that implements each architecture."""
 
 
-def build_model(
-    spec: ModelSpec, shard: RankShard, group: TPGroup, dtype: torch.dtype, device: torch.device
-) -> CausalLM:
-    """Return this rank's part of the model, its weights allocated on `device` but not yet written.
+def build_model(spec: ModelSpec, shard: RankShard, group: TPGroup, storage: Storage) -> CausalLM:
+    """Return this rank's part of the model, its weights allocated but not yet written.
 
     Raises UnsupportedModel if the architecture is not implemented.
     """
     if spec.architecture not in MODELS:
         raise UnsupportedModel(f"architecture {spec.architecture!r} is not implemented; use one of {', '.join(MODELS)}")
-    return MODELS[spec.architecture](spec, shard, group, Storage(dtype, device)).eval()
+    return MODELS[spec.architecture](spec, shard, group, storage).eval()

@@ -5,30 +5,16 @@ that sample, V vocabulary rows on this rank, H query heads on this rank, K kv he
 
 Tier 0 (`torch_ops`) is plain torch, runs anywhere, and is what the other tiers are tested against. The CPU tier
 (`parallel/cpu`) is a C library, the CUDA tier (`parallel/cuda`) is Triton kernels and torch's own. Which tier an
-operation got, and why not a faster one, is an `OpChoice`: shown, never hidden.
+operation got, and why not a faster one, is an `OpChoice` (`choice`): shown, never hidden.
 """
 
 from typing import NamedTuple, Protocol
 
-import msgspec
 import torch
 from torch import Tensor
 
-from parallel.attention.base import AttentionBatch, LayerKV
+from parallel.attention.base import AttentionBatch, KVLayout, LayerKV
 from parallel.formats.quantised import QuantisedMatrix
-
-
-class OpChoice(msgspec.Struct, frozen=True, array_like=True):
-    """Which tier runs an operation on a rank."""
-
-    op: str
-    """`linear`, `attention`, `norm`, `rope`, `activation`, `sampling`, `all_reduce` or `step`."""
-    tier: str
-    """`torch`, `cpu` or `cuda`."""
-    detail: str
-    """The kernel, in words: `avx512_bf16, int4`."""
-    reason: str = ""
-    """Why no faster tier was taken; empty if this is the fastest there is."""
 
 
 class Matmul(Protocol):
@@ -41,6 +27,10 @@ class Matmul(Protocol):
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         """Return y_TR = x_TI @ W_RI^T + bias_R, in the tier's activation dtype."""
+        ...
+
+    def shares(self, weight: Tensor) -> bool:
+        """Whether `weight` itself is kept, not a copy in another form."""
         ...
 
 
@@ -92,8 +82,8 @@ class Ops(Protocol):
         """Return the product in the form that is fastest here; the weight may be copied, so drop the original."""
         ...
 
-    def embedding(self, weight_VD: Tensor | QuantisedMatrix, head: Matmul | None) -> EmbeddingTable:
-        """Return the lookup; `head` is the Matmul of the same weight where the two are tied."""
+    def embedding(self, weight_VD: Tensor | QuantisedMatrix | None, head: Matmul | None) -> EmbeddingTable:
+        """Return the lookup of a weight; where embedding and head are tied, `head` is the Matmul made of it."""
         ...
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -106,6 +96,10 @@ class Ops(Protocol):
 
     def silu_mul(self, gate_up_TF: Tensor) -> Tensor:
         """Return silu(gate) * up, where `gate_up_TF` holds the one beside the other."""
+        ...
+
+    def kv_layout(self, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> KVLayout:
+        """Return how this tier keeps a layer's keys and values; int8 has scales, other dtypes have none."""
         ...
 
     def rotation(self, positions_T: Tensor, frequencies: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ import torch
 
 from core.clock import Clock, MonotonicClock
 from core.progress import Progress
-from parallel.attention.sdpa import SdpaBackend
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.source import resolve_checkpoint
 from parallel.groups.base import TPGroup
 from parallel.kv_cache import KVCache
+from parallel.layers.shard import Storage
 from parallel.models.loader import load_weights
 from parallel.models.registry import build_model
+from parallel.ops.select import choose_ops
+from parallel.rank.forward import OpByOp
 from parallel.rank.messages import Load, Loaded
 from parallel.rank.worker import RankWorker
 from parallel.sharding import ShardPlan
@@ -44,20 +46,14 @@ def load_rank(load: Load, group: TPGroup, device: torch.device, on_progress: Cal
     checkpoint = open_checkpoint(resolve_checkpoint(load.model, load.revision))
     spec = checkpoint.spec
     shard = ShardPlan.of(spec, group.world_size).ranks[group.rank]
-    model = build_model(spec, shard, group, DTYPES[load.dtype], device)
+    ops, choices = choose_ops(device, DTYPES[load.dtype])
+    model = build_model(spec, shard, group, Storage(DTYPES[load.dtype], device, ops))
     load_weights(model, checkpoint, lambda done, total, detail: report("load", done, total, detail))
-    kv = KVCache(
-        model.num_layers,
-        load.num_blocks,
-        load.block_size,
-        len(shard.kv_heads),
-        spec.head_dim,
-        DTYPES[load.kv_dtype],
-        device,
-    )
+    layout = ops.kv_layout(load.block_size, len(shard.kv_heads), spec.head_dim, DTYPES[load.kv_dtype])
+    kv = KVCache(model.num_layers, load.num_blocks, layout, device)
     worker = RankWorker(
         model,
-        SdpaBackend(),
+        OpByOp(model, kv, device),
         kv,
         group,
         device,
@@ -68,7 +64,8 @@ def load_rank(load: Load, group: TPGroup, device: torch.device, on_progress: Cal
     report("warmup", 0, 1, "")
     worker.warm_up(_warm_up_tokens(load, device))
     report("ready", 1, 1, "")
-    return LoadedRank(worker, Loaded(group.rank, model.weight_bytes, kv.num_bytes, time.monotonic() - started_s))
+    load_time_s = time.monotonic() - started_s
+    return LoadedRank(worker, Loaded(group.rank, model.weight_bytes, kv.num_bytes, load_time_s, choices))
 
 
 def _warm_up_tokens(load: Load, device: torch.device) -> int:

@@ -10,6 +10,7 @@ import msgspec
 
 from core.errors import ErrorInfo
 from core.progress import Progress
+from parallel.ops.choice import OpChoice
 from parallel.plan import StepPlan, StepResult
 
 
@@ -82,6 +83,8 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     weight_bytes: int
     kv_bytes: int
     load_time_s: float
+    ops: list[OpChoice] = []
+    """Which tier runs each operation on this rank."""
 
 
 class RankError(msgspec.Struct, frozen=True, tag=True):

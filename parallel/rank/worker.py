@@ -4,17 +4,17 @@ S sampled rows in step.
 """
 
 import time
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from core.errors import ErrorInfo, ReplicaFailed
-from parallel.attention.base import AttentionBackend, AttentionBatch, StepContext
 from parallel.groups.base import TPGroup
 from parallel.kv_cache import KVCache
-from parallel.models.decoder import CausalLM
-from parallel.plan import Chunk, RowStart, RowToken, StepPlan, StepResult
+from parallel.plan import Chunk, RowStart, RowToken, SampledTokens, StepPlan, StepResult, pack_integers
+from parallel.rank.forward import Forward
 from parallel.rank.rows import RowTable, StepInputs
 from parallel.sampling.params import SamplingParams
 from parallel.sampling.rows import SamplingRows
@@ -25,13 +25,27 @@ _NOT_FINITE = ErrorInfo.of(
 )
 
 
+class ServedModel(Protocol):
+    """What sampling needs to know of a model."""
+
+    @property
+    def vocab(self) -> range:
+        """Vocabulary rows on this rank."""
+        ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        ...
+
+
 class RankWorker:
     """One rank of a loaded model. Every rank of the group is given the same plans, in the same order."""
 
     def __init__(
         self,
-        model: CausalLM,
-        backend: AttentionBackend,
+        model: ServedModel,
+        forward: Forward,
         kv: KVCache,
         group: TPGroup,
         device: torch.device,
@@ -41,12 +55,10 @@ class RankWorker:
         block_size: int,
     ) -> None:
         """Construction is a collective, as `run` is."""
-        self._model = model
-        self._backend = backend
+        self._forward = forward
         self._kv = kv
-        self._device = device
         self._rows = RowTable(max_rows, max_model_len, block_size)
-        self._sampling = SamplingRows(max_rows, model.vocab, model.spec.eos_token_ids)
+        self._sampling = SamplingRows(max_rows, model.vocab, model.eos_token_ids)
         self._sampler = Sampler(group, model.vocab, device)
 
     @torch.inference_mode()
@@ -54,9 +66,9 @@ class RankWorker:
         """Compute one step. Raises RankDied, OutOfMemory; a row whose logits are not finite fails alone."""
         started_s = time.perf_counter()
         self._apply_changes(plan)
-        inputs = self._rows.step(plan.chunks)
-        tokens = self._compute(inputs) if len(inputs.token_ids_T) else []
-        return StepResult(plan.step, tokens, time.perf_counter() - started_s)
+        inputs = self._rows.step(plan.chunks, plan.decodes)
+        sampled = self._compute(inputs) if len(inputs.token_ids_T) else SampledTokens()
+        return StepResult(plan.step, sampled, time.perf_counter() - started_s)
 
     def warm_up(self, num_tokens: int) -> None:
         """Run a prefill of `num_tokens` and a decode step, then leave rows and KV cache as new. A collective."""
@@ -77,34 +89,27 @@ class RankWorker:
         for appended in plan.appended:
             self._rows.append_blocks(appended)
 
-    def _compute(self, inputs: StepInputs) -> list[RowToken]:
-        batch = AttentionBatch(
-            query_lens=tuple(inputs.query_lens_B.tolist()),
-            context_lens=tuple(inputs.context_lens_B.tolist()),
-            slots_T=self._put(inputs.slots_T),
-            block_table_BM=self._put(inputs.block_table_BM),
-        )
-        context = StepContext(batch, self._kv.layers, self._backend)
-        hidden_TD = self._model.forward(self._put(inputs.token_ids_T), self._put(inputs.positions_T), context)
+    def _compute(self, inputs: StepInputs) -> SampledTokens:
+        logits_SV = self._forward.logits(inputs)
         rows_S = inputs.sampled_rows_S
         if not len(rows_S):
-            return []
-        logits_SV = self._model.logits(hidden_TD[self._put(inputs.last_token_S)])
+            return SampledTokens()
         sampled = self._sampler.sample(logits_SV, self._sampling.select(rows_S, inputs.num_tokens_S))
         # A failed row gets token 0, so that a plan already under way still finds it one token longer.
         self._rows.append_tokens(rows_S, sampled.token_ids_S)
         self._sampling.append(rows_S, sampled.token_ids_S)
-        return _row_tokens(rows_S, sampled)
-
-    def _put(self, array: NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return _packed(rows_S, sampled)
 
 
-def _row_tokens(rows_S: NDArray[np.int64], sampled: Sampled) -> list[RowToken]:
-    pairs = zip(rows_S.tolist(), sampled.token_ids_S.tolist(), strict=True)
-    if not sampled.logprobs and not sampled.is_failed_S.any():
-        return [RowToken(row, token_id) for row, token_id in pairs]
-    return [
-        RowToken(row, token_id, sampled.logprobs.get(index), _NOT_FINITE if sampled.is_failed_S[index] else None)
-        for index, (row, token_id) in enumerate(pairs)
+def _packed(rows_S: NDArray[np.int64], sampled: Sampled) -> SampledTokens:
+    remarkable = sorted({*sampled.logprobs, *sampled.is_failed_S.nonzero()[0].tolist()})
+    remarks = [
+        RowToken(
+            int(rows_S[index]),
+            int(sampled.token_ids_S[index]),
+            sampled.logprobs.get(index),
+            _NOT_FINITE if sampled.is_failed_S[index] else None,
+        )
+        for index in remarkable
     ]
+    return SampledTokens(pack_integers(rows_S), pack_integers(sampled.token_ids_S), remarks)

@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from parallel.attention.base import AttentionBatch, StepContext
-from parallel.attention.sdpa import SdpaBackend
 from parallel.checkpoint.reader import Checkpoint, open_checkpoint
 from parallel.groups.base import TPGroup
 from parallel.kv_cache import KVCache
 from parallel.models.decoder import CausalLM
 from parallel.models.loader import load_weights
 from parallel.models.registry import build_model
+from parallel.ops.torch_ops import TorchOps
 from parallel.sharding import ShardPlan
+from tests.support.storages import torch_storage
 
 CPU = torch.device("cpu")
 
@@ -32,8 +33,8 @@ class ModelRunner:
         self._blocks: dict[int, list[int]] = {}
         self._free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0)).tolist()
         spec = model.spec
-        self._kv = KVCache(spec.num_layers, num_blocks, block_size, num_kv_heads, spec.head_dim, dtype, CPU)
-        self._backend = SdpaBackend()
+        layout = TorchOps(dtype).kv_layout(block_size, num_kv_heads, spec.head_dim, dtype)
+        self._kv = KVCache(spec.num_layers, num_blocks, layout, CPU)
 
     @classmethod
     def load(cls, path: Path, group: TPGroup, dtype: torch.dtype = torch.float32) -> "ModelRunner":
@@ -44,7 +45,7 @@ class ModelRunner:
     def of(cls, checkpoint: Checkpoint, group: TPGroup, dtype: torch.dtype = torch.float32) -> "ModelRunner":
         """Return this rank's part of `checkpoint`, ready to run."""
         shard = ShardPlan.of(checkpoint.spec, group.world_size).ranks[group.rank]
-        model = build_model(checkpoint.spec, shard, group, dtype, CPU)
+        model = build_model(checkpoint.spec, shard, group, torch_storage(dtype))
         load_weights(model, checkpoint, lambda done, total, detail: None)
         return cls(model, len(shard.kv_heads), dtype)
 
@@ -66,7 +67,7 @@ class ModelRunner:
         )
         token_ids_T = torch.tensor([token for tokens in chunks.values() for token in tokens])
         positions_T = torch.tensor([position for span in positions for position in span])
-        hidden_TD = self.model(token_ids_T, positions_T, StepContext(batch, self._kv.layers, self._backend))
+        hidden_TD = self.model(token_ids_T, positions_T, StepContext(batch, self._kv.layers))
         logits_TV = self.model.logits(hidden_TD)
         return dict(zip(chunks, logits_TV.split(batch.query_lens), strict=True))
 

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 import torch
 
 from parallel.attention.base import AttentionBatch, StepContext
-from parallel.attention.sdpa import SdpaBackend
 from parallel.groups.base import TPGroup
 from parallel.groups.solo import SoloGroup
 from parallel.kv_cache import KVCache
 from parallel.models.decoder import CausalLM
 from parallel.models.registry import build_model
+from parallel.ops.torch_ops import TorchOps
+from parallel.rank.forward import OpByOp
 from parallel.rank.worker import RankWorker
 from parallel.sharding import ShardPlan
+from tests.support.storages import torch_storage
 from tests.support.tiny_specs import a_spec
 
 CPU = torch.device("cpu")
@@ -26,7 +28,8 @@ def tiny_model(seed: int = 0, group: TPGroup | None = None) -> CausalLM:
     """Return a two-layer Llama with random weights and a vocabulary of 64."""
     spec = a_spec()
     group = group or SoloGroup()
-    model = build_model(spec, ShardPlan.of(spec, group.world_size).ranks[group.rank], group, torch.float32, CPU)
+    storage = torch_storage()
+    model = build_model(spec, ShardPlan.of(spec, group.world_size).ranks[group.rank], group, storage)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -36,11 +39,10 @@ def tiny_model(seed: int = 0, group: TPGroup | None = None) -> CausalLM:
 
 def tiny_worker(model: CausalLM, num_blocks: int = NUM_BLOCKS) -> RankWorker:
     """Return a worker of `model` with an empty cache."""
-    spec = model.spec
-    kv = KVCache(spec.num_layers, num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim, torch.float32, CPU)
+    kv = _empty_cache(model, num_blocks, BLOCK_SIZE)
     return RankWorker(
         model,
-        SdpaBackend(),
+        OpByOp(model, kv, CPU),
         kv,
         SoloGroup(),
         CPU,
@@ -53,11 +55,11 @@ def tiny_worker(model: CausalLM, num_blocks: int = NUM_BLOCKS) -> RankWorker:
 @torch.inference_mode()
 def whole_logits(model: CausalLM, token_ids: Sequence[int]) -> torch.Tensor:
     """Return the logits of the last position, computed in one piece in a cache of its own."""
-    spec, num_tokens = model.spec, len(token_ids)
-    kv = KVCache(spec.num_layers, 1, num_tokens, spec.num_kv_heads, spec.head_dim, torch.float32, CPU)
+    num_tokens = len(token_ids)
+    kv = _empty_cache(model, 1, num_tokens)
     positions_T = torch.arange(num_tokens)
     batch = AttentionBatch((num_tokens,), (num_tokens,), positions_T, torch.zeros((1, 1), dtype=torch.int64))
-    context = StepContext(batch, kv.layers, SdpaBackend())
+    context = StepContext(batch, kv.layers)
     return model.logits(model(torch.tensor(token_ids), positions_T, context)[-1:])[0]
 
 
@@ -67,3 +69,9 @@ def greedy_tokens(model: CausalLM, prompt: Sequence[int], num_tokens: int) -> li
     for _ in range(num_tokens):
         tokens.append(int(whole_logits(model, tokens).argmax()))
     return tokens[len(prompt) :]
+
+
+def _empty_cache(model: CausalLM, num_blocks: int, block_size: int) -> KVCache:
+    spec = model.spec
+    layout = TorchOps(torch.float32).kv_layout(block_size, spec.num_kv_heads, spec.head_dim, torch.float32)
+    return KVCache(spec.num_layers, num_blocks, layout, CPU)

@@ -8,12 +8,12 @@ import torch
 from torch.nn.functional import linear
 
 from parallel.layers.linear import ColumnParallelLinear
-from parallel.layers.matmul import PackedMatmul, PlainMatmul, fastest_matmul, has_packed_matmul
-from parallel.layers.shard import Storage
 from parallel.layers.vocab import VocabParallelEmbedding, VocabParallelHead
+from parallel.ops.torch_matmul import PackedMatmul, PlainMatmul, fastest_matmul, has_packed_matmul
 from tests.support.fake_tp_group import run_ranks
+from tests.support.storages import torch_storage
 
-BFLOAT = Storage(torch.bfloat16, torch.device("cpu"))
+BFLOAT = torch_storage(torch.bfloat16)
 
 needs_packing = pytest.mark.skipif(not has_packed_matmul(), reason="this CPU or torch has no packed bfloat16 product")
 
@@ -28,7 +28,7 @@ def test_packed_products_are_plain_products_within_bfloat16_rounding(shape, num_
     x_TI = torch.randn(num_tokens, shape[1], generator=generator).bfloat16()
     bias_O = torch.randn(shape[0], generator=generator).bfloat16() if has_bias else None
     with torch.inference_mode():
-        packed_TO = PackedMatmul(weight_OI)(x_TI, bias_O)
+        packed_TO = PackedMatmul(weight_OI, bias_O)(x_TI)
     plain_TO = linear(x_TI, weight_OI, bias_O)
     torch.testing.assert_close(packed_TO.float(), plain_TO.float(), rtol=2**-7, atol=2**-7 * shape[1] ** 0.5)
 
@@ -37,21 +37,22 @@ def test_packed_products_are_plain_products_within_bfloat16_rounding(shape, num_
 def test_a_packed_layer_lets_go_of_its_plain_weight():
     layer = ColumnParallelLinear(16, range(8), False, BFLOAT)
     plain = weakref.ref(next(layer.parameters()).fill_(0.5))
-    layer.pack()
+    layer.pack(layer.weight.detach())
     gc.collect()
     assert plain() is None
     assert list(layer.parameters()) == []
     assert layer.matmul.name == "packed"
-    assert layer.matmul.extra_bytes == 8 * 16 * 2
+    assert layer.matmul.num_bytes == 8 * 16 * 2
     assert layer(torch.ones(1, 16, dtype=torch.bfloat16)).tolist() == [[8.0] * 8]
 
 
 @needs_packing
-def test_packing_twice_is_packing_once():
+def test_a_layer_that_nobody_packed_is_packed_once_when_it_is_used():
     layer = ColumnParallelLinear(16, range(8), False, BFLOAT)
-    layer.pack()
+    layer.weight.fill_(0.5)
+    assert layer(torch.ones(1, 16, dtype=torch.bfloat16)).tolist() == [[8.0] * 8]
     matmul = layer.matmul
-    layer.pack()
+    layer(torch.ones(1, 16, dtype=torch.bfloat16))
     assert layer.matmul is matmul
 
 
@@ -60,8 +61,9 @@ def test_packing_a_tied_head_leaves_the_embedding_its_weight():
     def solo(group):
         tokens = VocabParallelEmbedding(range(10), 4, group, BFLOAT)
         tokens.weight.copy_(torch.arange(40).view(10, 4))
-        head = VocabParallelHead(tokens.weight, range(10))
-        head.pack()
+        head = VocabParallelHead(tokens.weight, range(10), BFLOAT)
+        head.pack(tokens.weight.detach())
+        tokens.pack(tokens.weight.detach(), head.matmul)
         return tokens(torch.tensor([9])), head(torch.ones(1, 4, dtype=torch.bfloat16))
 
     [(embedded, logits)] = run_ranks(1, solo)
@@ -71,8 +73,8 @@ def test_packing_a_tied_head_leaves_the_embedding_its_weight():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_other_precisions_stay_plain(dtype):
-    assert isinstance(fastest_matmul(torch.zeros(4, 4, dtype=dtype)), PlainMatmul)
+    assert isinstance(fastest_matmul(torch.zeros(4, 4, dtype=dtype), None), PlainMatmul)
 
 
 def test_an_empty_slice_stays_plain():
-    assert isinstance(fastest_matmul(torch.zeros(4, 0, dtype=torch.bfloat16)), PlainMatmul)
+    assert isinstance(fastest_matmul(torch.zeros(4, 0, dtype=torch.bfloat16), None), PlainMatmul)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parallel.attention.base import AttentionBatch, LayerKV
-from parallel.attention.sdpa import SdpaBackend
+from parallel.attention.sdpa import SdpaAttention, write_kv
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -27,10 +27,9 @@ class Scene:
     histories: list[tuple[Tensor, Tensor]]
     """Each row's keys and values at all positions, [L, K, E]."""
 
-    def attend(self, backend: SdpaBackend | None = None) -> Tensor:
-        return (backend or SdpaBackend()).forward(
-            self.q_THE, self.k_TKE, self.v_TKE, self.kv, self.batch, self.q_THE.shape[-1] ** -0.5
-        )
+    def attend(self, backend: SdpaAttention | None = None) -> Tensor:
+        write_kv(self.kv, self.k_TKE, self.v_TKE, self.batch.slots_T)
+        return (backend or SdpaAttention()).attend(self.q_THE, self.kv, self.batch, self.q_THE.shape[-1] ** -0.5)
 
 
 def a_scene(
@@ -54,7 +53,7 @@ def a_scene(
         table = [ids.pop() for _ in range(count)]
         row_slots = [table[i // block_size] * block_size + i % block_size for i in range(before + now)]
         history = [torch.randn(before + now, num_kv_heads, head_dim, generator=generator).to(dtype) for _ in range(2)]
-        for cache, values in zip((kv.key_NSKE, kv.value_NSKE), history, strict=True):
+        for cache, values in zip((kv.key, kv.value), history, strict=True):
             cache.flatten(0, 1)[row_slots[:before]] = values[:before]
         tables.append(table + [0] * (max(counts) - count))
         slots += row_slots[before:]
@@ -91,7 +90,7 @@ def dense_attention(scene: Scene) -> Tensor:
     return torch.stack(outputs)
 
 
-def assert_equals_dense(scene: Scene, backend: SdpaBackend | None = None) -> None:
+def assert_equals_dense(scene: Scene, backend: SdpaAttention | None = None) -> None:
     tolerance = TOLERANCE[scene.q_THE.dtype]
     torch.testing.assert_close(scene.attend(backend).double(), dense_attention(scene), rtol=tolerance, atol=tolerance)
 
@@ -126,8 +125,8 @@ def test_each_kind_of_step_equals_dense_attention(rows):
 def test_new_keys_and_values_are_in_their_slots_afterwards():
     scene = a_scene([(3, 2), (5, 1)])
     scene.attend()
-    assert torch.equal(scene.kv.key_NSKE.flatten(0, 1)[scene.batch.slots_T], scene.k_TKE)
-    assert torch.equal(scene.kv.value_NSKE.flatten(0, 1)[scene.batch.slots_T], scene.v_TKE)
+    assert torch.equal(scene.kv.key.flatten(0, 1)[scene.batch.slots_T], scene.k_TKE)
+    assert torch.equal(scene.kv.value.flatten(0, 1)[scene.batch.slots_T], scene.v_TKE)
 
 
 def test_rows_that_share_the_blocks_of_a_prefix_both_see_it():
@@ -143,17 +142,17 @@ def test_rows_that_share_the_blocks_of_a_prefix_both_see_it():
 
 
 def test_one_backend_serves_one_step_after_another():
-    backend = SdpaBackend()
+    backend = SdpaAttention()
     assert_equals_dense(a_scene([(8, 1), (3, 4)]), backend)
     assert_equals_dense(a_scene([(8, 1), (3, 4)], seed=1), backend)
     assert_equals_dense(a_scene([(2, 1)], seed=2), backend)
 
 
 def test_layers_of_one_step_share_its_shape_but_not_its_cache():
-    backend, first, second = SdpaBackend(), a_scene([(8, 1), (3, 4)]), a_scene([(8, 1), (3, 4)])
+    backend, first, second = SdpaAttention(), a_scene([(8, 1), (3, 4)]), a_scene([(8, 1), (3, 4)])
     second.batch = first.batch
     second.v_TKE = -second.v_TKE
-    second.kv = LayerKV(second.kv.key_NSKE, -second.kv.value_NSKE)
+    second.kv = LayerKV(second.kv.key, -second.kv.value)
     second.histories = [(keys, -values) for keys, values in second.histories]
     assert_equals_dense(first, backend)
     assert_equals_dense(second, backend)
@@ -168,13 +167,26 @@ def test_a_row_that_is_not_finite_never_reaches_another_row(rubbish):
     scene.k_TKE[0], scene.v_TKE[0] = rubbish, rubbish
     out_THE = scene.attend()
     torch.testing.assert_close(out_THE[1:].double(), expected[1:], rtol=1e-5, atol=1e-5)
-    assert scene.kv.key_NSKE.flatten(0, 1)[broken].isfinite().all()
-    assert scene.kv.value_NSKE.flatten(0, 1)[broken].isfinite().all()
+    assert scene.kv.key.flatten(0, 1)[broken].isfinite().all()
+    assert scene.kv.value.flatten(0, 1)[broken].isfinite().all()
 
 
 def test_a_cache_of_lower_precision_is_read_in_the_precision_of_the_queries():
     scene = a_scene([(8, 1), (3, 4)])
-    scene.kv = LayerKV(scene.kv.key_NSKE.bfloat16(), scene.kv.value_NSKE.bfloat16())
+    scene.kv = LayerKV(scene.kv.key.bfloat16(), scene.kv.value.bfloat16())
     out_THE = scene.attend()
     assert out_THE.dtype == torch.float32
     torch.testing.assert_close(out_THE.double(), dense_attention(scene), rtol=2e-2, atol=2e-2)
+
+
+def test_an_int8_cache_keeps_what_its_scales_can_tell_apart():
+    scene = a_scene([(0, 9), (0, 4)], head_dim=32)
+    shape = scene.kv.key.shape
+    codes, scales = torch.full(shape, 99, dtype=torch.int8), torch.full(shape[:3], torch.nan)
+    scene.kv = LayerKV(codes, codes.clone(), scales, scales.clone())
+    out_THE = scene.attend()
+    slots_T, written = scene.batch.slots_T, scene.kv
+    kept_TKE = written.key.flatten(0, 1)[slots_T] * written.key_scale.flatten(0, 1)[slots_T].unsqueeze(-1)
+    step_TK1 = scene.k_TKE.abs().amax(-1, keepdim=True) / 127
+    assert ((kept_TKE - scene.k_TKE).abs() <= 0.51 * step_TK1).all()
+    torch.testing.assert_close(out_THE.double(), dense_attention(scene), rtol=3e-2, atol=3e-2)

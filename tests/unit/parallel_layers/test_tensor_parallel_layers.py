@@ -8,13 +8,14 @@ from torch.nn.functional import embedding, linear, rms_norm, silu
 from parallel.groups.solo import SoloGroup
 from parallel.layers.linear import ColumnParallelLinear, GateUpParallelLinear, QKVParallelLinear, RowParallelLinear
 from parallel.layers.norm import RMSNorm
-from parallel.layers.shard import ShardedLayer, Storage
+from parallel.layers.shard import ShardedLayer
 from parallel.layers.vocab import VocabParallelEmbedding, VocabParallelHead
 from parallel.sharding import ShardPlan
 from tests.support.fake_tp_group import run_ranks
+from tests.support.storages import torch_storage
 from tests.support.tiny_specs import a_spec
 
-CPU_FLOAT = Storage(torch.float32, torch.device("cpu"))
+CPU_FLOAT = torch_storage()
 NINE_HEADS = a_spec(hidden_size=36, num_heads=9, num_kv_heads=3, head_dim=4, intermediate_size=56, vocab_size=50)
 """Divides by three only; on two ranks heads and columns are uneven."""
 WORLD_SIZES = pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -82,9 +83,12 @@ def test_qkv_parallel_heads_in_rank_order_are_the_dense_heads(world_size):
         return layer(x_TD)
 
     ranks = run_ranks(world_size, rank)
+    shards = ShardPlan.of(NINE_HEADS, world_size).ranks
+    sizes = [[4 * len(shard.query_heads), 4 * len(shard.kv_heads), 4 * len(shard.kv_heads)] for shard in shards]
+    heads = [qkv_TR.split(size, dim=1) for qkv_TR, size in zip(ranks, sizes, strict=True)]
     for index, name in enumerate("qkv"):
-        expected = linear(x_TD, tensors[f"{name}_proj.weight"], tensors[f"{name}_proj.bias"]).view(5, -1, 4)
-        torch.testing.assert_close(torch.cat([heads[index] for heads in ranks], dim=1), expected)
+        expected = linear(x_TD, tensors[f"{name}_proj.weight"], tensors[f"{name}_proj.bias"])
+        torch.testing.assert_close(torch.cat([of_rank[index] for of_rank in heads], dim=1), expected)
 
 
 @WORLD_SIZES
@@ -98,8 +102,7 @@ def test_gate_up_and_row_parallel_down_are_the_dense_feed_forward_network(world_
         down_proj = RowParallelLinear(columns, 36, False, group, CPU_FLOAT)
         fill(gate_up, tensors)
         fill(down_proj, down)
-        gate_TR, up_TR = gate_up(x_TD)
-        return down_proj(silu(gate_TR) * up_TR)
+        return down_proj(CPU_FLOAT.ops.silu_mul(gate_up(x_TD)))
 
     gate, up = (linear(x_TD, tensors[f"{name}_proj.weight"]) for name in ("gate", "up"))
     expected = linear(silu(gate) * up, down["weight"])
@@ -141,7 +144,8 @@ def test_vocab_parallel_logits_side_by_side_are_the_dense_logits_in_float32(worl
 
     def rank(group):
         vocab = ShardPlan.of(NINE_HEADS, world_size).ranks[group.rank].vocab
-        layer = VocabParallelHead(Storage(torch.bfloat16, torch.device("cpu")).parameter(len(vocab), 36), vocab)
+        storage = torch_storage(torch.bfloat16)
+        layer = VocabParallelHead(storage.matrix(len(vocab), 36), vocab, storage)
         fill(layer, {"weight": weight_VD})
         return layer(hidden_SD)
 
@@ -151,16 +155,18 @@ def test_vocab_parallel_logits_side_by_side_are_the_dense_logits_in_float32(worl
 
 
 def test_logits_of_no_position_are_empty():
-    layer = VocabParallelHead(CPU_FLOAT.parameter(50, 36), range(50))
+    layer = VocabParallelHead(CPU_FLOAT.matrix(50, 36), range(50), CPU_FLOAT)
     assert layer(torch.empty(0, 36)).shape == (0, 50)
 
 
 def test_the_norm_is_taken_in_float32_whatever_the_precision():
-    layer = RMSNorm(64, 1e-6, Storage(torch.float16, torch.device("cpu")))
+    layer = RMSNorm(64, 1e-6, torch_storage(torch.float16))
     layer.weight.fill_(1)
     # The squares are over float16's largest number; a mean in float16 would be infinite.
     x = 300 * dense(3, 64)
-    torch.testing.assert_close(layer(x.half()).float(), rms_norm(x, (64,), eps=1e-6), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(
+        layer(x.half(), torch.zeros(3, 64).half()).float(), rms_norm(x, (64,), eps=1e-6), rtol=0.01, atol=0.01
+    )
 
 
 def test_a_solo_group_changes_nothing():

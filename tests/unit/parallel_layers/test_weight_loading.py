@@ -5,13 +5,14 @@ import torch
 
 from core.errors import CheckpointError, UnsupportedModel
 from parallel.groups.solo import SoloGroup
-from parallel.layers.matmul import has_packed_matmul
 from parallel.models.loader import load_weights
 from parallel.models.registry import build_model
+from parallel.ops.torch_matmul import has_packed_matmul
 from parallel.sharding import ShardPlan
 from tests.support.fake_tp_group import run_ranks
 from tests.support.memory_checkpoint import FILE, MemoryCheckpoint
 from tests.support.model_runner import ModelRunner, all_logits
+from tests.support.storages import torch_storage
 from tests.support.tiny_specs import a_spec
 
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ REPLICATED = a_spec(
 
 
 def load(checkpoint, dtype=torch.float32, on_progress=lambda done, total, detail: None):
-    model = build_model(checkpoint.spec, ShardPlan.of(checkpoint.spec, 1).ranks[0], SoloGroup(), dtype, CPU)
+    model = build_model(checkpoint.spec, ShardPlan.of(checkpoint.spec, 1).ranks[0], SoloGroup(), torch_storage(dtype))
     load_weights(model, checkpoint, on_progress)
     return model
 
@@ -41,18 +42,18 @@ def test_a_rank_reads_as_many_values_as_it_holds_and_the_plan_says_how_many(spec
     for rank, shard in enumerate(ShardPlan.of(spec, world_size).ranks):
         checkpoint = MemoryCheckpoint(spec)
 
-        def held_values(group, checkpoint=checkpoint, rank=rank):
+        def held_bytes(group, checkpoint=checkpoint, rank=rank):
             return group.rank == rank and load_on(checkpoint, group)
 
-        assert run_ranks(world_size, held_values)[rank] == shard.num_parameters(spec)
+        assert run_ranks(world_size, held_bytes)[rank] == 4 * shard.num_parameters(spec)
         assert sum(read.num_values for read in checkpoint.reads) == shard.num_parameters(spec)
 
 
 def load_on(checkpoint, group) -> int:
     shard = ShardPlan.of(checkpoint.spec, group.world_size).ranks[group.rank]
-    model = build_model(checkpoint.spec, shard, group, torch.float32, CPU)
+    model = build_model(checkpoint.spec, shard, group, torch_storage())
     load_weights(model, checkpoint, lambda done, total, detail: None)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return model.weight_bytes
 
 
 def test_every_tensor_is_read_once():
