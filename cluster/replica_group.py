@@ -90,6 +90,7 @@ class ReplicaGroup:
             max_model_len=now.max_model_len,
             num_kv_blocks=0 if now.engine is None else now.engine.load().num_blocks,
             block_size=config.cache.block_size,
+            ops=[] if now.engine is None else list(now.engine.ops),
         )
 
     def failure(self) -> EaglerayError | None:

@@ -6,6 +6,7 @@ import msgspec
 
 from core.errors import ErrorInfo
 from core.progress import Progress
+from parallel.ops.choice import OpChoice
 
 GroupState = Literal["starting", "ready", "restarting", "draining", "failed"]
 
@@ -34,6 +35,8 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int = 0
     num_kv_blocks: int = 0
     block_size: int = 0
+    ops: list[OpChoice] = []
+    """Which tier runs each operation on rank 0."""
 
 
 class ChannelAddress(msgspec.Struct, frozen=True):

@@ -4,8 +4,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import msgspec
 
 from core.clock import Clock, MonotonicClock
 from core.errors import Draining, EaglerayError, NotReady, ReplicaFailed
@@ -25,6 +27,7 @@ from engine.step_writer import ScheduledStep
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.source import resolve_checkpoint
 from parallel.models.spec import ModelSpec
+from parallel.ops.choice import OpChoice
 from parallel.rank.messages import Load
 from parallel.sharding import ShardPlan
 
@@ -49,8 +52,10 @@ class Engine:
         num_blocks: int,
         clock: Clock | None = None,
         block_listener: BlockListener | None = None,
+        ops: Sequence[OpChoice] = (),
     ) -> None:
-        """`ranks` must be loaded. It stays the caller's to close."""
+        """`ranks` must be loaded. It stays the caller's to close. `ops` is what they compute with, to be shown."""
+        self.ops = tuple(ops)
         self.stats = EngineStats()
         self.max_model_len = config.model.max_model_len or spec.max_context
         self._ranks = ranks
@@ -243,7 +248,7 @@ def start_engine(config: EngineConfig, ranks: RankPool, on_progress: Callable[[P
     shard_plan = ShardPlan.of(spec, ranks.world_size)
     memory = MemoryPlan.of(config, spec, shard_plan, ranks.join(on_progress))
     logger.info("memory divided", extra={"num_blocks": memory.num_blocks, "explanation": memory.explain()})
-    ranks.load(
+    loaded = ranks.load(
         Load(
             # Ranks may have another working directory; a hub id they resolve themselves, perhaps on another machine.
             model=str(path.resolve()) if Path(config.model.source).exists() else config.model.source,
@@ -259,4 +264,7 @@ def start_engine(config: EngineConfig, ranks: RankPool, on_progress: Callable[[P
         on_progress,
     )
     model = config.model.model_copy(update={"max_model_len": memory.max_model_len})
-    return Engine(config.model_copy(update={"model": model}), spec, ranks, memory.num_blocks)
+    ops = loaded[0].ops
+    for choice in ops:
+        logger.info("operation has a tier", extra=msgspec.structs.asdict(choice))
+    return Engine(config.model_copy(update={"model": model}), spec, ranks, memory.num_blocks, ops=ops)

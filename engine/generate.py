@@ -29,6 +29,7 @@ from engine.request import GenerationRequest, TokenEvent
 from engine.text import TextStream
 from engine.tokenizer import Tokenizer
 from parallel.checkpoint.source import resolve_checkpoint
+from parallel.ops.choice import OpChoice
 from parallel.sampling.params import SamplingParams
 
 EXIT_FAILED = 1
@@ -108,6 +109,8 @@ def _generate(options: argparse.Namespace) -> None:
     tokenizer = Tokenizer.load(resolve_checkpoint(config.model.source, config.model.revision))
     prompts = [_tokenize(tokenizer, text, options.chat) for text in options.prompts]
     with _running_engine(config) as engine:
+        if options.explain:
+            sys.stderr.write("".join(_explain(choice) + "\n" for choice in engine.ops))
         for number, token_ids in enumerate(prompts):
             if options.max_tokens is None:
                 room = max(1, engine.max_model_len - len(token_ids))
@@ -224,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--max-tokens", type=_count, metavar="N", help=f"most tokens of an answer ({DEFAULT_MAX_TOKENS})")
     add("--temperature", type=float, default=0.0, metavar="T", help="0 takes the most likely token (0)")
+    add("--explain", action="store_true", help="say which kernels compute, and why not faster ones")
     add("--seed", type=int, help="of the random numbers; drawn if left out")
     style = parser.add_mutually_exclusive_group()
     style.add_argument(
@@ -242,6 +246,11 @@ def _count(text: str) -> int:
 
 def _describe(progress: Progress) -> str:
     return f"rank {progress.rank} {progress.phase} {progress.percent}%"
+
+
+def _explain(choice: OpChoice) -> str:
+    reason = f" ({choice.reason})" if choice.reason else ""
+    return f"{choice.op:<12} {choice.tier:<6} {choice.detail}{reason}"
 
 
 def _complain(error: EaglerayError, exit_code: int) -> int:

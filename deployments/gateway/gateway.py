@@ -116,7 +116,7 @@ class Gateway:
         for status in self._directory.statuses():
             load = loads.get(status.group_id)
             if load is not None:
-                yield GroupLoad(status.model, status.group_id, load)
+                yield GroupLoad(status.model, status.group_id, load, status.ops)
 
 
 async def _alive(request: Request) -> Response:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from core.errors import EaglerayError
 from deployments.gateway.generation import Choice
 from engine.request import EngineLoad
+from parallel.ops.choice import OpChoice
 
 _SHORT_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1, 2, 4, 8, 15, 30, 60)
 _PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
@@ -68,6 +69,7 @@ class GroupLoad(NamedTuple):
     model: str
     group_id: str
     load: EngineLoad
+    ops: Sequence[OpChoice] = ()
 
 
 GROUP_GAUGES: Sequence[tuple[str, str, Callable[[EngineLoad], float]]] = (
@@ -180,14 +182,25 @@ class _GroupCollector(Collector):
         loads = list(self._group_loads())
         for name, documentation, value in GROUP_GAUGES:
             gauge = GaugeMetricFamily(name, documentation, labels=("model_name", "group"))
-            for model, group_id, load in loads:
-                gauge.add_metric((model, group_id), value(load))
+            for group in loads:
+                gauge.add_metric((group.model, group.group_id), value(group.load))
             yield gauge
         for name, documentation, value in GROUP_COUNTERS:
             counter = CounterMetricFamily(name, documentation, labels=("model_name", "group"))
-            for model, group_id, load in loads:
-                counter.add_metric((model, group_id), value(load))
+            for group in loads:
+                counter.add_metric((group.model, group.group_id), value(group.load))
             yield counter
+        yield _op_tiers(loads)
+
+
+def _op_tiers(loads: Iterable[GroupLoad]) -> Metric:
+    """Return which tier runs each operation: a slow one is seen on a dashboard, not only in a log."""
+    labels = ("model_name", "group", "op", "tier", "detail")
+    tiers = GaugeMetricFamily("eagleray_op_tier", "1 for the tier that runs an operation on rank 0.", labels=labels)
+    for group in loads:
+        for choice in group.ops:
+            tiers.add_metric((group.model, group.group_id, choice.op, choice.tier, choice.detail), 1)
+    return tiers
 
 
 def _status(error: BaseException | None) -> str:
