@@ -3,7 +3,7 @@
 Data pointers are plain addresses (`tensor.data_ptr()`); whoever fills a struct keeps the memory behind it alive.
 """
 
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 from enum import IntEnum
 
 ABI_VERSION = 1
@@ -128,8 +128,22 @@ class Model(Structure):
     ]
 
 
+class Draws(Structure):
+    """eg_draws."""
+
+    _fields_ = [
+        ("num_draws", c_int64),
+        ("rows", c_void_p),
+        ("uniform", c_void_p),
+        ("temperature", c_void_p),
+        ("top_k", c_void_p),
+        ("top_p", c_void_p),
+        ("min_p", c_void_p),
+    ]
+
+
 _MATRIX, _HEADS, _KV, _BATCH = POINTER(Matrix), POINTER(Heads), POINTER(KV), POINTER(Batch)
-_THREADS = _DATA = _GROUP = _WORKSPACE = c_void_p
+_THREADS = _DATA = _GROUP = _WORKSPACE = _PLAN = c_void_p
 
 FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "eg_abi_version": (c_int, ()),
@@ -146,12 +160,24 @@ FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "eg_rms_norm": (None, (_THREADS, _DATA, _DATA, c_float, c_int64, c_int64, _DATA)),
     "eg_add_rms_norm": (None, (_THREADS, _DATA, _DATA, _DATA, c_float, c_int64, c_int64, _DATA)),
     "eg_silu_mul": (None, (_THREADS, _DATA, c_int64, c_int64, _DATA)),
+    "eg_rotation": (None, (_THREADS, _BATCH, _DATA, c_int32, _DATA)),
     "eg_rotate_and_write": (None, (_THREADS, _HEADS, _KV, _BATCH, _DATA, _DATA, _DATA, _DATA)),
-    "eg_attend": (None, (_THREADS, _HEADS, _KV, _BATCH, _DATA, _DATA)),
+    "eg_attention_plan_new": (_PLAN, ()),
+    "eg_attention_plan_free": (None, (_PLAN,)),
+    "eg_plan_attention": (None, (_PLAN, _THREADS, _HEADS, _BATCH)),
+    "eg_attend": (None, (_THREADS, _HEADS, _KV, _PLAN, _DATA, _DATA)),
+    "eg_group_bytes": (c_size_t, (c_int32,)),
+    "eg_group_open": (c_int, (c_int, c_int32, c_int32, POINTER(c_int32), c_double, POINTER(_GROUP))),
+    "eg_group_close": (None, (_GROUP,)),
+    "eg_group_missing": (c_int32, (_GROUP,)),
     "eg_all_reduce": (c_int, (_GROUP, _DATA, c_int64)),
+    "eg_all_gather": (c_int, (_GROUP, _DATA, c_int64, _DATA)),
+    "eg_barrier": (c_int, (_GROUP,)),
     "eg_workspace_new": (_WORKSPACE, ()),
     "eg_workspace_free": (None, (_WORKSPACE,)),
     "eg_step": (c_int, (_THREADS, _WORKSPACE, POINTER(Model), _BATCH, _DATA)),
     "eg_best": (None, (_THREADS, _DATA, c_int64, c_int64, _DATA, _DATA, _DATA)),
+    "eg_top": (None, (_THREADS, _DATA, c_int64, c_int64, c_int64, _DATA, _DATA)),
+    "eg_draw": (None, (_THREADS, _DATA, c_int64, _DATA, POINTER(Draws), _DATA)),
 }
 """Result and arguments of every call."""

@@ -120,22 +120,54 @@ typedef struct eg_batch {
   const int64_t *last_tokens;   /* [S], index into T of the tokens that sample */
 } eg_batch;
 
+/* rotation[T][E]: cosines of positions times frequencies[E/2] (radians per position), then their sines. Made once a step
+ * for all layers. */
+void eg_rotation(eg_threads *threads, const eg_batch *batch, const float *frequencies, int32_t head_dim,
+                 float *rotation);
+
 /* Norm (if weights are given), rotate, and write K and V of every token; q[T][H*E] is left rotated in place.
- *   qkv [T][(H + 2K) * E]: q, k, v side by side. q_norm, k_norm [E] or null. frequencies [E/2], radians per position.
+ *   qkv [T][(H + 2K) * E]: q, k, v side by side. q_norm, k_norm [E] or null.
  * Keys and values that are not finite are written as zeros, because a block outlives its request. */
 void eg_rotate_and_write(eg_threads *threads, const eg_heads *heads, const eg_kv *kv, const eg_batch *batch,
-                         const float *frequencies, const float *q_norm, const float *k_norm, float *qkv);
+                         const float *rotation, const float *q_norm, const float *k_norm, float *qkv);
 
-/* out[T][H*E] = causal attention of the rotated queries in qkv over the cache. Rows whose first blocks are the same
- * blocks read them once for all of them. */
-void eg_attend(eg_threads *threads, const eg_heads *heads, const eg_kv *kv, const eg_batch *batch, const float *qkv,
+/* Which queries of a step are computed together, and what each thread takes: attention_plan.c. Made once a step for all
+ * layers, with the threads that will run it; grows to the largest step seen. Refers to the batch's block table. */
+typedef struct eg_attention_plan eg_attention_plan;
+eg_attention_plan *eg_attention_plan_new(void);
+void eg_attention_plan_free(eg_attention_plan *plan);
+void eg_plan_attention(eg_attention_plan *plan, const eg_threads *threads, const eg_heads *heads,
+                       const eg_batch *batch);
+
+/* out[T][H*E] = causal attention of the rotated queries in qkv over the cache. Rows that read the same blocks at the
+ * same place read them once for all of them. */
+void eg_attend(eg_threads *threads, const eg_heads *heads, const eg_kv *kv, eg_attention_plan *plan, const float *qkv,
                float *out);
 
-/* ---- collectives between processes of one machine ---- */
+/* ---- collectives between processes of one machine; every rank makes the same calls in the same order ---- */
 
-typedef struct eg_group eg_group; /* a shared-memory segment and the peers' pids; all_reduce.c */
-/* x[size] = sum over ranks, added in rank order: the same bits on every rank. Returns an eg_status. */
+#define EG_MAX_RANKS 64
+
+typedef struct eg_group eg_group; /* a shared segment and the peers' processes; all_reduce.c */
+
+/* Bytes of the segment that the ranks of a group share; a new one is all zeros. */
+size_t eg_group_bytes(int32_t world_size);
+/* Map the segment behind `fd`, which stays the caller's, and watch the processes pids[world_size]. Returns an errno. A
+ * collective in which a peer does not arrive for `timeout_s` fails. */
+int eg_group_open(int fd, int32_t rank, int32_t world_size, const int32_t *pids, double timeout_s, eg_group **group);
+/* Leave: the others' collectives fail from now on. */
+void eg_group_close(eg_group *group);
+/* The rank that a failed call waited for. */
+int32_t eg_group_missing(const eg_group *group);
+
+/* The three return an eg_status; after a failure only eg_group_missing and eg_group_close may follow. A killed peer is
+ * seen within some 10 ms, one that stopped after the timeout. */
+
+/* x[size] = sum over ranks, added in rank order: the same bits on every rank. */
 int eg_all_reduce(eg_group *group, float *x, int64_t size);
+/* gathered[world_size][num_bytes] = x[num_bytes] of every rank. */
+int eg_all_gather(eg_group *group, const void *x, int64_t num_bytes, void *gathered);
+int eg_barrier(eg_group *group);
 
 /* ---- a whole step ---- */
 
@@ -178,8 +210,28 @@ int eg_step(eg_threads *threads, eg_workspace *workspace, const eg_model *model,
 /* ---- sampling ---- */
 
 /* Per row of logits[S][V]: the largest and its lowest index, and whether the row is sound (no NaN, no +inf, not all
- * -inf). */
+ * -inf). The largest of a row with a NaN is NaN. */
 void eg_best(eg_threads *threads, const float *logits, int64_t num_rows, int64_t num_columns, float *best,
              int64_t *index, uint8_t *is_sound);
+
+/* Per row of logits[S][V]: its `width` largest, best first, equal ones by index. `width` is at most V. */
+void eg_top(eg_threads *threads, const float *logits, int64_t num_rows, int64_t num_columns, int64_t width, float *top,
+            int64_t *index);
+
+/* The rows that draw, P of them. */
+typedef struct eg_draws {
+  int64_t num_draws;
+  const int64_t *rows;      /* index into S */
+  const double *uniform;    /* 0 or more, less than 1 */
+  const float *temperature; /* more than 0 */
+  const int64_t *top_k;     /* INT64_MAX for none */
+  const double *top_p;      /* 1 for none */
+  const double *min_p;      /* 0 for none */
+} eg_draws;
+
+/* index[P] = one token of each row that draws, by inverse CDF: temperature, top-k, top-p, min-p as in
+ * parallel/sampling/filters.py. `best[S]` is eg_best's; a row that is not sound gets 0. */
+void eg_draw(eg_threads *threads, const float *logits, int64_t num_columns, const float *best, const eg_draws *draws,
+             int64_t *index);
 
 #endif
