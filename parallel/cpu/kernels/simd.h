@@ -45,7 +45,13 @@ INLINE f32x16 select_f32(i32x16 mask, f32x16 yes, f32x16 no) {
   return (f32x16)(((i32x16)yes & mask) | ((i32x16)no & ~mask));
 }
 /* The larger of two; b where either is NaN, as x86 has it. */
-INLINE f32x16 max_f32(f32x16 a, f32x16 b) { return select_f32(a > b, a, b); }
+INLINE f32x16 max_f32(f32x16 a, f32x16 b) {
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return select_f32(a > b, a, b);
+#endif
+}
 
 /* Halves are added to each other, so the order of additions never depends on where a vector came from. */
 INLINE float sum_f32(f32x16 v) {
@@ -129,9 +135,14 @@ INLINE i32x16 dot_u8_i8(i32x16 acc, i32x16 unsigned_bytes, i32x16 signed_bytes) 
 
 /* e^x to about 2 units in the last place; 0 below -87.3, +inf above 88.7 (Cody-Waite reduction, minimax polynomial). */
 INLINE f32x16 exp_f32(f32x16 x) {
-  const f32x16 low = splat_f32(-87.33654f), high = splat_f32(88.72283f);
+  const f32x16 low = splat_f32(-87.33654f);
+#if defined(__AVX512F__)
+  f32x16 clamped = (f32x16)_mm512_min_ps(_mm512_set1_ps(89.0f), (__m512)x); /* NaN stays */
+#else
+  const f32x16 high = splat_f32(88.72283f);
   i32x16 is_low = x < low, is_high = x > high;
   f32x16 clamped = select_f32(is_low, low, select_f32(is_high, high, x));
+#endif
   const f32x16 magic = splat_f32(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
   f32x16 shifted = fma_f32(clamped, splat_f32(1.44269504f), magic);
   f32x16 n = shifted - magic;
@@ -144,12 +155,17 @@ INLINE f32x16 exp_f32(f32x16 x) {
   p = fma_f32(p, r, splat_f32(1.6666665459e-1f));
   p = fma_f32(p, r, splat_f32(5.0000001201e-1f));
   p = fma_f32(p, r * r, r) + 1.0f;
+#if defined(__AVX512F__)
+  __mmask16 is_large_enough = _mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_NLT_UQ);
+  return (f32x16)_mm512_maskz_scalef_ps(is_large_enough, (__m512)p, (__m512)n);
+#else
   /* 2^n in two factors, so that n = 128 does not overflow before the product does. */
   i32x16 exponent = (i32x16)shifted - (i32x16)magic;
   i32x16 half = exponent >> 1;
   f32x16 y = p * (f32x16)((half + 127) << 23) * (f32x16)((exponent - half + 127) << 23);
   y = select_f32(is_low, splat_f32(0.0f), y);
   return select_f32(is_high, splat_f32(INFINITY), y);
+#endif
 }
 
 INLINE f32x16 silu_f32(f32x16 x) { return x / (1.0f + exp_f32(-x)); }
