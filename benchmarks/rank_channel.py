@@ -22,11 +22,13 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+import numpy as np
+
 from benchmarks.report import shown, summary, write_report
 from core.progress import Progress
 from engine.rank_pools.options import PoolOptions
 from engine.rank_pools.socket_pool import SocketRankPool
-from parallel.plan import BlocksAppended, RowToken, StepPlan, StepResult
+from parallel.plan import BlocksAppended, SampledTokens, StepPlan, StepResult, pack_integers, unpack_integers
 from parallel.rank.channel import connect_to_leader
 from parallel.rank.messages import (
     Joined,
@@ -80,10 +82,12 @@ def echo_rank(spec: RankSpec, num_rows: int) -> None:
         if spec.rank == 0:
             channel.send(Listening(1))
     channel.send(RankProgress(Progress(spec.rank, "connect", 1, 1)))
+    rows, tokens = np.arange(num_rows), np.ones(num_rows, np.int64)
     while not isinstance(message := channel.receive(), Shutdown):
         assert isinstance(message, Plan)
         if spec.rank == 0:
-            channel.send(Result(StepResult(message.plan.step, [RowToken(row, 1) for row in range(num_rows)], 0.0)))
+            sampled = SampledTokens(pack_integers(rows), pack_integers(tokens))
+            channel.send(Result(StepResult(message.plan.step, sampled, 0.0)))
     channel.finish(1.0)
 
 
@@ -108,7 +112,7 @@ def time_channel(num_ranks: int, num_rows: int, num_steps: int) -> list[float]:
         def round_trip(step: int) -> None:
             appended = [BlocksAppended(row, [step]) for row in appended_rows(num_rows)]
             pool.submit(StepPlan(step, None, appended=appended))
-            assert len(pool.collect(10).tokens) == num_rows
+            assert len(unpack_integers(pool.collect(10).sampled.token_ids)) == num_rows
 
         return time_steps(round_trip, num_steps)
     finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from parallel.plan import BlocksAppended, Chunk, RowStart
+from parallel.plan import BlocksAppended, Chunk, RowStart, unpack_integers
 
 Ints = NDArray[np.int64]
 
@@ -86,14 +86,14 @@ class RowTable:
         else:
             self._gathered[place, first:stop] = appended.block_ids
 
-    def step(self, chunks: list[Chunk] | None) -> StepInputs:
-        """Return the chunks' inputs and count their tokens as computed."""
-        if chunks is None:
-            query_lens_B = np.ones(len(self._rows_B), np.int64)
-        else:
-            query_lens_B = np.array([chunk.num_tokens for chunk in chunks], np.int64)
-            self._use_rows(np.array([chunk.row for chunk in chunks], np.int64))
+    def step(self, chunks: list[Chunk] | None, decodes: bytes = b"") -> StepInputs:
+        """Return the inputs of a plan's decodes and chunks, and count their tokens as computed."""
+        if chunks is not None:
+            self._use_rows(np.append(unpack_integers(decodes), [chunk.row for chunk in chunks]).astype(np.int64))
         rows_B = self._rows_B
+        query_lens_B = np.ones(len(rows_B), np.int64)
+        if chunks:
+            query_lens_B[-len(chunks) :] = [chunk.num_tokens for chunk in chunks]
         computed_B = self._num_computed[rows_B]
         context_lens_B = computed_B + query_lens_B
         num_tokens_B = self._num_tokens[rows_B]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from core.errors import ErrorInfo, RankDied, ReplicaFailed
 from core.progress import Progress
-from parallel.plan import Chunk, RowStart, RowToken, StepPlan, StepResult
+from parallel.plan import Chunk, RowStart, RowToken, SampledTokens, StepPlan, StepResult, unpack_integers
 from parallel.rank.messages import Joined, Load, Loaded
 
 MAX_PLANS_UNDER_WAY = 2
@@ -106,7 +106,7 @@ class FakeRankPool:
         assert len(self._results) < MAX_PLANS_UNDER_WAY, "three plans under way"
         assert not self.plans or plan.step > self.plans[-1].step, "steps must grow"
         self.plans.append(plan)
-        self._results.append(StepResult(plan.step, self._run(plan), rank_time_s=0.0))
+        self._results.append(StepResult(plan.step, SampledTokens.of(self._run(plan)), rank_time_s=0.0))
 
     def collect(self, timeout_s: float) -> StepResult:
         """Return the oldest result; RankDied at `dies_at_step`."""
@@ -139,7 +139,9 @@ class FakeRankPool:
             self.rows[appended.row].block_ids.extend(appended.block_ids)
         chunks = plan.chunks
         if chunks is None:
+            assert not plan.decodes, "a plan that repeats the one before names no rows"
             chunks = [Chunk(row, 1) for row in self._previous_rows]
+        chunks = [Chunk(row, 1) for row in unpack_integers(plan.decodes).tolist()] + chunks
         self._check_chunks(chunks)
         self._previous_rows = [chunk.row for chunk in chunks]
         return [token for chunk in chunks if (token := self._compute(plan.step, chunk)) is not None]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from core.frames import ConnectionLost
 from core.progress import Progress
-from parallel.plan import RowToken, StepResult
+from parallel.plan import RowToken, SampledTokens, StepResult
 from parallel.rank.channel import LeaderSocket, connect_to_leader
 from parallel.rank.messages import (
     Joined,
@@ -65,7 +65,7 @@ def answer_plans(spec: RankSpec, channel: LeaderSocket) -> None:
     """Answer every plan with token 7 of row 0, until something else comes."""
     while isinstance(message := channel.receive(), Plan):
         if spec.rank == 0:
-            channel.send(Result(StepResult(message.plan.step, [RowToken(0, 7)], 0.0)))
+            channel.send(Result(StepResult(message.plan.step, SampledTokens.of([RowToken(0, 7)]), 0.0)))
 
 
 def well_behaved(spec: RankSpec, channel: LeaderSocket) -> None:
