@@ -1,0 +1,65 @@
+/* A tile: the outputs of a few tokens and a few panels that are added up in registers, the unit every product is made
+ * of. One kernel per format and shape computes it; which shapes depends on how many registers the level has. */
+#ifndef EAGLE_MATRIX_TILE_H
+#define EAGLE_MATRIX_TILE_H
+
+#include "eagle.h"
+#include "simd.h"
+
+#if defined(__AVX512F__)
+#define TILE_TOKENS 8
+#define TILE_PANELS 3
+#else
+#define TILE_TOKENS 4
+#define TILE_PANELS 1
+#endif
+#define TILE_STRIDE (TILE_PANELS * EG_PANEL) /* floats between two tokens of a tile's results */
+
+typedef struct eg_tile {
+  const char *codes;       /* of the first panel */
+  const uint16_t *scales;  /* of the first panel; quantised formats only */
+  int64_t codes_stride;    /* bytes between panels */
+  int64_t scales_stride;   /* float16s between panels */
+  int64_t num_inputs;
+  /* The block's inputs, as eg_prepare left them. */
+  const void *values;
+  const float *input_scales;
+  const void *input_sums;
+  /* Memory that is wanted next, fetched in steps while this tile is computed. */
+  const char *ahead;
+  int64_t ahead_step;
+} eg_tile;
+
+/* results[token][panel][lane], TILE_STRIDE floats between tokens. */
+typedef void (*eg_tile_kernel)(const eg_tile *tile, float *results);
+
+/* Loops over a tile's registers must unroll entirely for these to be registers. */
+#define UNROLL _Pragma("GCC unroll 16")
+
+INLINE int32_t load_lane(const void *p) {
+  int32_t lane;
+  memcpy(&lane, p, 4);
+  return lane;
+}
+
+/* KERNELS(name) makes name_kernels[tokens - 1][panels == 1 ? 0 : 1] of an inline function (tile, results, tokens,
+ * panels). */
+#define KERNEL(name, tokens, panels) \
+  static void name##_##tokens##x##panels(const eg_tile *tile, float *results) { name(tile, results, tokens, panels); }
+#if TILE_TOKENS == 8
+#define KERNELS(name) \
+  KERNEL(name, 1, 1) KERNEL(name, 2, 1) KERNEL(name, 3, 1) KERNEL(name, 4, 1) \
+  KERNEL(name, 5, 1) KERNEL(name, 6, 1) KERNEL(name, 7, 1) KERNEL(name, 8, 1) \
+  KERNEL(name, 1, 3) KERNEL(name, 2, 3) KERNEL(name, 3, 3) KERNEL(name, 4, 3) \
+  KERNEL(name, 5, 3) KERNEL(name, 6, 3) KERNEL(name, 7, 3) KERNEL(name, 8, 3) \
+  static const eg_tile_kernel name##_kernels[TILE_TOKENS][2] = { \
+      {name##_1x1, name##_1x3}, {name##_2x1, name##_2x3}, {name##_3x1, name##_3x3}, {name##_4x1, name##_4x3}, \
+      {name##_5x1, name##_5x3}, {name##_6x1, name##_6x3}, {name##_7x1, name##_7x3}, {name##_8x1, name##_8x3}};
+#else
+#define KERNELS(name) \
+  KERNEL(name, 1, 1) KERNEL(name, 2, 1) KERNEL(name, 3, 1) KERNEL(name, 4, 1) \
+  static const eg_tile_kernel name##_kernels[TILE_TOKENS][2] = { \
+      {name##_1x1, name##_1x1}, {name##_2x1, name##_2x1}, {name##_3x1, name##_3x1}, {name##_4x1, name##_4x1}};
+#endif
+
+#endif
