@@ -150,6 +150,7 @@ FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "eg_level": (c_char_p, ()),
     "eg_threads_start": (_THREADS, (c_int,)),
     "eg_threads_stop": (None, (_THREADS,)),
+    "eg_threads_limit": (None, (_THREADS, c_int)),
     "eg_codes_bytes": (c_size_t, (c_int32, c_int32, c_int32)),
     "eg_scales_bytes": (c_size_t, (c_int32, c_int32, c_int32)),
     "eg_pack_bf16": (None, (_MATRIX, c_int32, c_int32, _DATA)),
