@@ -4,6 +4,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from parallel.ops.choice import OpChoice
+
 
 class TPGroup(Protocol):
     """The ranks that hold one model copy. Collectives block until every rank joins; all raise RankDied if one does not.
@@ -19,6 +21,11 @@ class TPGroup(Protocol):
     @property
     def world_size(self) -> int:
         """Ranks in the group."""
+        ...
+
+    @property
+    def choice(self) -> OpChoice | None:
+        """How sums travel; None where they need not."""
         ...
 
     def all_reduce(self, x: Tensor) -> Tensor:

@@ -4,8 +4,6 @@ The backend objects are used directly. So there is no global process group, seve
 a call costs what the backend costs.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Self
 
@@ -13,9 +11,10 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from core.errors import RankDied
 from parallel.groups.backends import Backend, gloo_backend, nccl_backend
 from parallel.groups.exchange import PeerExchange
+from parallel.groups.store import rank_died
+from parallel.ops.choice import OpChoice
 
 MAX_EXCHANGE_BYTES = 64 * 1024
 """On gloo, tensors up to this size go rank to rank; from about 100 KiB on gloo's own ring is the faster way."""
@@ -24,7 +23,9 @@ MAX_EXCHANGE_BYTES = 64 * 1024
 class DistributedGroup:
     """A TPGroup of several processes. After RankDied only `close` is of use, after `close` nothing."""
 
-    def __init__(self, backend: Backend, device: torch.device) -> None:
+    def __init__(self, backend: Backend, device: torch.device, reason: str = "") -> None:
+        """`reason`: why the ranks are not in a faster group."""
+        self._reason = reason
         self._rank, self._world_size = backend.rank(), backend.size()
         self._backend = backend
         self._device = device
@@ -42,18 +43,19 @@ class DistributedGroup:
         device: torch.device,
         timeout_s: float,
         generation: int,
+        reason: str = "",
     ) -> Self:
         """Return the group once every rank joined; blocks up to `timeout_s`. Raises RankDied.
 
         `host` is this rank's own address, which the other ranks reach it by; `generation` keeps ranks of a former life
-        of the group out. A collective that waits longer than `timeout_s` fails.
+        of the group out. A collective that waits longer than `timeout_s` fails. `reason`: as of the constructor.
         """
         own_store = PrefixStore(f"generation-{generation}", store)
         timeout = timedelta(seconds=timeout_s)
-        with _rank_died(f"rank {rank} could not form the group of {world_size}"):
+        with rank_died(f"rank {rank} could not form the group of {world_size}"):
             if device.type == "cpu":
-                return cls(gloo_backend(own_store, rank, world_size, host, timeout), device)
-            return cls(nccl_backend(own_store, rank, world_size, device, timeout), device)
+                return cls(gloo_backend(own_store, rank, world_size, host, timeout), device, reason)
+            return cls(nccl_backend(own_store, rank, world_size, device, timeout), device, reason)
 
     @property
     def rank(self) -> int:
@@ -65,9 +67,16 @@ class DistributedGroup:
         """Ranks in the group."""
         return self._world_size
 
+    @property
+    def choice(self) -> OpChoice:
+        """NCCL or gloo."""
+        if self._device.type == "cpu":
+            return OpChoice("all_reduce", "torch", "gloo", self._reason)
+        return OpChoice("all_reduce", "cuda", "nccl", self._reason)
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """Return the elementwise sum over ranks, in `x`. Raises RankDied."""
-        with _rank_died("all_reduce failed"):
+        with rank_died("all_reduce failed"):
             if self._exchange is not None and x.nbytes <= MAX_EXCHANGE_BYTES:
                 return self._exchange.all_reduce(x)
             self._backend.allreduce([x]).wait()
@@ -75,7 +84,7 @@ class DistributedGroup:
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Return every rank's `x`, [world_size, *x.shape]. Raises RankDied."""
-        with _rank_died("all_gather failed"):
+        with rank_died("all_gather failed"):
             if self._exchange is not None and x.nbytes <= MAX_EXCHANGE_BYTES:
                 return self._exchange.all_gather(x)
             gathered = x.new_empty((self.world_size, *x.shape))
@@ -94,14 +103,3 @@ class DistributedGroup:
             self._backend.abort()
             # For gloo the former does nothing; its connections end with the object.
             del self._backend, self._exchange
-
-
-@contextmanager
-def _rank_died(what: str) -> Iterator[None]:
-    """Convert what torch.distributed raises. Running out of memory is a RuntimeError too, but not a death."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise RankDied(f"{what}: {error}") from error

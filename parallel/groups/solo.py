@@ -16,6 +16,11 @@ class SoloGroup:
         """Always 1."""
         return 1
 
+    @property
+    def choice(self) -> None:
+        """Nothing travels."""
+        return None
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """Return `x` itself."""
         return x

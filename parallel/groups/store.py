@@ -1,9 +1,12 @@
 """The key-value store in which ranks find each other."""
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
-from torch._C._distributed_c10d import TCPStore
+import torch
+from torch._C._distributed_c10d import Store, TCPStore
 
 from core.errors import RankDied
 
@@ -15,6 +18,24 @@ def open_store(host: str, port: int, timeout_s: float) -> TCPStore:
     address of this machine when opening.
     """
     return _serve(host, timeout_s) if port == 0 else _connect(host, port, timeout_s)
+
+
+def tell_all(store: Store, rank: int, world_size: int, topic: str, said: bytes) -> list[bytes]:
+    """Return what every rank says on a topic, in rank order; blocks until all have. Raises RankDied."""
+    with rank_died(f"rank {rank} did not hear from all {world_size} ranks"):
+        store.set(f"{topic}/{rank}", said.decode())
+        return [store.get(f"{topic}/{speaker}") for speaker in range(world_size)]
+
+
+@contextmanager
+def rank_died(what: str) -> Iterator[None]:
+    """Convert what torch.distributed raises. Running out of memory is a RuntimeError too, but not a death."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RankDied(f"{what}: {error}") from error
 
 
 def _serve(host: str, timeout_s: float) -> TCPStore:

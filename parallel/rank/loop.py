@@ -13,7 +13,7 @@ from core.errors import EaglerayError, ErrorInfo, OutOfMemory, ReplicaFailed
 from core.frames import ConnectionLost
 from core.progress import Progress
 from parallel.groups.base import TPGroup
-from parallel.groups.distributed import DistributedGroup
+from parallel.groups.joining import join_group
 from parallel.groups.solo import SoloGroup
 from parallel.groups.store import open_store
 from parallel.rank.channel import LeaderSocket, connect_to_leader
@@ -144,10 +144,11 @@ def _join_group(spec: RankSpec, channel: LeaderSocket, host: str, device: torch.
     store = open_store(message.host, message.port, spec.collective_timeout_s)
     if spec.rank == 0:
         channel.send(Listening(store.port))
-    return DistributedGroup.join(
+    return join_group(
         rank=spec.rank,
         world_size=spec.world_size,
         host=host,
+        node=node_name(),
         store=store,
         device=device,
         timeout_s=spec.collective_timeout_s,

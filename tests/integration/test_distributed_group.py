@@ -1,4 +1,4 @@
-"""The real group between real processes: right sums, and a clear error when a rank dies or hangs."""
+"""The group over gloo between real processes: right sums, and a clear error when a rank dies or hangs."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from core.errors import RankDied
 from parallel.groups.base import TPGroup
 from parallel.groups.distributed import MAX_EXCHANGE_BYTES
 from parallel.groups.store import open_store
-from tests.support.rank_processes import DIED, HOST, join_group, run_rank_processes
+from tests.support.rank_processes import DIED, HOST, join_gloo, run_rank_processes
 
 pytestmark = pytest.mark.integration
 
@@ -39,7 +39,7 @@ def sums_and_gathers(group: TPGroup) -> list[tuple[float, list[float], list[int]
 def test_every_rank_gets_the_sum_and_all_parts_in_rank_order(world_size):
     total, parts = world_size * (world_size + 1) / 2, [rank + 1.0 for rank in range(world_size)]
     expected = [(total, parts, [world_size, size, 2]) for size in (1, 7, LARGE)]
-    assert run_rank_processes(world_size, sums_and_gathers) == [expected] * world_size
+    assert run_rank_processes(world_size, sums_and_gathers, join=join_gloo) == [expected] * world_size
 
 
 def sum_bits(group: TPGroup) -> list[list[int]]:
@@ -49,7 +49,7 @@ def sum_bits(group: TPGroup) -> list[list[int]]:
 
 
 def test_every_rank_gets_the_same_bits_because_each_samples_for_itself():
-    first, *others = run_rank_processes(3, sum_bits)
+    first, *others = run_rank_processes(3, sum_bits, join=join_gloo)
     assert others == [first, first]
 
 
@@ -73,7 +73,7 @@ def survive(group: TPGroup, how: str) -> tuple[str, float, float]:
 
 
 def test_a_killed_rank_is_seen_at_once_and_closing_does_not_wait_for_it():
-    results = run_rank_processes(3, survive, "dies")
+    results = run_rank_processes(3, survive, "dies", join=join_gloo)
     assert results[1] == DIED
     for message, seen_s, closed_s in (results[0], results[2]):
         assert message.startswith("all_reduce failed: ")
@@ -84,7 +84,7 @@ def test_a_killed_rank_is_seen_at_once_and_closing_does_not_wait_for_it():
 def test_closing_ends_the_connections_so_that_the_others_notice_at_once():
     store = open_store(HOST, 0, 5.0)
     with ThreadPoolExecutor(2) as threads:
-        leaver, stayer = threads.map(lambda rank: join_group(rank, 2, store.port, timeout_s=5.0), range(2))
+        leaver, stayer = threads.map(lambda rank: join_gloo(rank, 2, store.port, timeout_s=5.0), range(2))
     leaver.close()
     start = time.monotonic()
     with pytest.raises(RankDied):
@@ -94,7 +94,7 @@ def test_closing_ends_the_connections_so_that_the_others_notice_at_once():
 
 
 def test_a_rank_that_hangs_is_given_up_after_the_timeout():
-    message, seen_s, closed_s = run_rank_processes(2, survive, "hangs", timeout_s=1.0)[0]
+    message, seen_s, closed_s = run_rank_processes(2, survive, "hangs", timeout_s=1.0, join=join_gloo)[0]
     assert re.search("[Tt]imed out", message)
     assert 0.9 < seen_s < 3
     assert closed_s < 1
@@ -103,7 +103,7 @@ def test_a_rank_that_hangs_is_given_up_after_the_timeout():
 def test_ranks_of_different_generations_do_not_meet():
     store = open_store(HOST, 0, 5.0)
     with ThreadPoolExecutor(2) as threads:
-        joins = [threads.submit(join_group, rank, 2, store.port, 1.0, generation=rank) for rank in range(2)]
+        joins = [threads.submit(join_gloo, rank, 2, store.port, 1.0, generation=rank) for rank in range(2)]
     for rank, join in enumerate(joins):
         with pytest.raises(RankDied, match=f"rank {rank} could not form the group of 2"):
             join.result()

@@ -38,6 +38,11 @@ class FakeGroup:
         """Threads in the group."""
         return len(self._meeting.tensors)
 
+    @property
+    def choice(self) -> None:
+        """Nothing worth telling."""
+        return None
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """Return the sum; overwrites `x`, as the real group does."""
         return x.copy_(self.all_gather(x).sum(dim=0))
