@@ -1,0 +1,211 @@
+/* Queries against one tile of keys and values: scores, weights, weighted values, a few queries at a time in registers.
+ *
+ * Both products take pairs of bfloat16: of features for scores (lanes are keys), of tokens for values (lanes are
+ * features). Each sum is one chain in ascending order, whichever queries and lanes are computed beside it. */
+#include "attention.h"
+
+/* Sums that fit the registers beside what is multiplied. */
+#if LANES == 16
+#define BLOCK_ROWS 6
+#define BLOCK_COLUMNS 4
+#else
+#define BLOCK_ROWS 4
+#define BLOCK_COLUMNS 2
+#endif
+#define PART_VECTORS (PART_KEYS / LANES)
+#define TILE_VECTORS (TILE_KEYS / LANES)
+#define PART_PAIRS (PART_KEYS / 2)
+
+/* The peak is left alone until a score is this many powers of two above it: weights stay far from overflow, and states
+ * are rarely rescaled. */
+#define MAX_EXPONENT 8.0f
+
+typedef vf block_sums[BLOCK_ROWS][BLOCK_COLUMNS];
+
+/* sums[row][column] += left[row][pair] * right[pair][column], in vectors of LANES columns. */
+INLINE void add_products(block_sums sums, const int rows, const int columns, const int32_t *left, int64_t left_stride,
+                         const int32_t *const *right, int64_t right_stride, const char *const *ahead,
+                         int64_t ahead_stride, int num_pairs) {
+  for (int64_t pair = 0; pair < num_pairs; pair++) {
+    vi r[BLOCK_COLUMNS];
+    UNROLLED for (int c = 0; c < columns; c++) {
+      r[c] = vi_load(right[c] + pair * right_stride);
+      if (LANES == 16 || c % 2 == 0) __builtin_prefetch(ahead[c] + pair * ahead_stride);
+    }
+    UNROLLED for (int row = 0; row < rows; row++) {
+      vi l = vi_splat(left[row * left_stride + pair]);
+      UNROLLED for (int c = 0; c < columns; c++) sums[row][c] = vf_dot_bf16(sums[row][c], l, r[c]);
+    }
+  }
+}
+
+/* ---- the state of a query ---- */
+
+static void clear_state(float *state, int32_t head_dim) {
+  memset(state, 0, (size_t)(16 + head_dim) * sizeof(float));
+  state[16 + head_dim] = -1e38f;
+}
+
+/* Let the weights count from another peak. */
+static void move_peak(float *state, int32_t head_dim, float peak) {
+  float *old = state + 16 + head_dim;
+  vf factor = vf_exp2(vf_splat(*old - peak));
+  for (int32_t i = 0; i < 16 + head_dim; i += LANES) vf_store(state + i, vf_load(state + i) * factor);
+  *old = peak;
+}
+
+static void merge_state(float *state, const float *later, int32_t head_dim) {
+  float peak = later[16 + head_dim];
+  if (peak > state[16 + head_dim]) move_peak(state, head_dim, peak);
+  vf factor = vf_exp2(vf_splat(peak - state[16 + head_dim]));
+  for (int32_t i = 0; i < 16 + head_dim; i += LANES)
+    vf_store(state + i, vf_fma(vf_load(later + i), factor, vf_load(state + i)));
+}
+
+static void finish_state(const float *state, int32_t head_dim, float *out) {
+  vf factor = vf_splat(1.0f / sum_f32(load_f32(state)));
+  for (int32_t i = 0; i < head_dim; i += LANES) vf_store(out + i, vf_load(state + 16 + i) * factor);
+}
+
+/* ---- scores ---- */
+
+INLINE void score_columns(const int rows, const int columns, int32_t head_dim, const int32_t *queries,
+                          const kv_tile *tile, const kv_ahead *next, int first, vf scores[][TILE_VECTORS]) {
+  int64_t pair_bytes = 2 * next->code_bytes;
+  const int32_t *keys[BLOCK_COLUMNS];
+  const char *ahead[BLOCK_COLUMNS];
+  UNROLLED for (int c = 0; c < columns; c++) {
+    int part = (first + c) / PART_VECTORS, lane = (first + c) % PART_VECTORS * LANES;
+    keys[c] = tile->keys[part] + lane;
+    ahead[c] = next->keys[part] + lane * pair_bytes;
+  }
+  block_sums sums;
+  UNROLLED for (int row = 0; row < rows; row++)
+    UNROLLED for (int c = 0; c < columns; c++) sums[row][c] = vf_splat(0.0f);
+  add_products(sums, rows, columns, queries, head_dim / 2, keys, PART_KEYS, ahead, PART_KEYS * pair_bytes,
+               head_dim / 2);
+  UNROLLED for (int row = 0; row < rows; row++)
+    UNROLLED for (int c = 0; c < columns; c++) scores[row][first + c] = sums[row][c];
+}
+
+INLINE void score(const int rows, int32_t head_dim, const int32_t *queries, const kv_tile *tile, const kv_ahead *next,
+                  int num_vectors, vf scores[][TILE_VECTORS]) {
+  int first = 0;
+  for (; first + BLOCK_COLUMNS <= num_vectors; first += BLOCK_COLUMNS)
+    score_columns(rows, BLOCK_COLUMNS, head_dim, queries, tile, next, first, scores);
+#if BLOCK_COLUMNS == 4
+  if (num_vectors - first >= 2) {
+    score_columns(rows, 2, head_dim, queries, tile, next, first, scores);
+    first += 2;
+  }
+  if (num_vectors > first) score_columns(rows, 1, head_dim, queries, tile, next, first, scores);
+#endif
+}
+
+/* ---- weights ---- */
+
+/* weights[key] = 2^(score - peak) in bfloat16 for the keys the query may see, 0 for the others of these vectors. */
+INLINE void weigh(vf *scores, const int num_vectors, const int is_whole, int32_t num_keys, const kv_tile *tile,
+                  const tile_queries *q, float *state, eg_bf16 *weights) {
+  vf top = vf_splat(-INFINITY);
+  for (int v = 0; v < num_vectors; v++) {
+    if (tile->key_scales[0]) scores[v] *= vf_load(tile->key_scales[v / PART_VECTORS] + v % PART_VECTORS * LANES);
+    /* Not infinite, so that nothing below is infinity less infinity. */
+    if (!is_whole) scores[v] = vf_select(vi_count() + v * LANES < num_keys, scores[v], vf_splat(-1e30f));
+    top = vf_max(scores[v], top);
+  }
+  vf scale = vf_splat(q->scale), peak = vf_splat(-state[16 + q->head_dim]);
+  if (vf_any_greater(vf_fma(top, scale, peak), vf_splat(MAX_EXPONENT))) {
+    move_peak(state, q->head_dim, q->scale * vf_maximum(top));
+    peak = vf_splat(-state[16 + q->head_dim]);
+  }
+  vf sums[PART_VECTORS];
+  UNROLLED for (int i = 0; i < PART_VECTORS; i++) sums[i] = vf_load(state + i * LANES);
+  for (int v = 0; v < num_vectors; v++) {
+    vf weight = vf_exp2(vf_fma(scores[v], scale, peak));
+    sums[v % PART_VECTORS] += weight;
+    if (tile->value_scales[0]) weight *= vf_load(tile->value_scales[v / PART_VECTORS] + v % PART_VECTORS * LANES);
+    vf_store_bf16(weights + v * LANES, weight);
+  }
+  UNROLLED for (int i = 0; i < PART_VECTORS; i++) vf_store(state + i * LANES, sums[i]);
+}
+
+/* ---- weighted values ---- */
+
+INLINE void add_value_columns(const int rows, const int columns, const tile_queries *q, float *states,
+                              const int32_t *weights, const kv_tile *tile, const kv_ahead *next, int num_pairs,
+                              int32_t feature) {
+  int64_t stride = state_floats(q->head_dim), pair_bytes = 2 * next->code_bytes;
+  float *sums_of_row = states + 16 + feature;
+  block_sums sums;
+  UNROLLED for (int row = 0; row < rows; row++)
+    UNROLLED for (int c = 0; c < columns; c++) sums[row][c] = vf_load(sums_of_row + row * stride + c * LANES);
+  for (int part = 0; part * PART_PAIRS < num_pairs; part++) {
+    const int32_t *values[BLOCK_COLUMNS];
+    const char *ahead[BLOCK_COLUMNS];
+    UNROLLED for (int c = 0; c < columns; c++) {
+      values[c] = tile->values[part] + feature + c * LANES;
+      ahead[c] = next->values[part] + (feature + c * LANES) * pair_bytes;
+    }
+    int pairs_left = num_pairs - part * PART_PAIRS;
+    add_products(sums, rows, columns, weights + part * PART_PAIRS, TILE_KEYS / 2, values, q->head_dim, ahead,
+                 q->head_dim * pair_bytes, pairs_left < PART_PAIRS ? pairs_left : PART_PAIRS);
+  }
+  UNROLLED for (int row = 0; row < rows; row++)
+    UNROLLED for (int c = 0; c < columns; c++) vf_store(sums_of_row + row * stride + c * LANES, sums[row][c]);
+}
+
+INLINE void add_values(const int rows, const tile_queries *q, float *states, const int32_t *weights,
+                       const kv_tile *tile, const kv_ahead *next, int num_pairs) {
+  int32_t feature = 0;
+  for (; feature + BLOCK_COLUMNS * LANES <= q->head_dim; feature += BLOCK_COLUMNS * LANES)
+    add_value_columns(rows, BLOCK_COLUMNS, q, states, weights, tile, next, num_pairs, feature);
+#if BLOCK_COLUMNS * LANES > 32
+  if (feature < q->head_dim) add_value_columns(rows, 2, q, states, weights, tile, next, num_pairs, feature);
+#endif
+}
+
+/* ---- a block of queries ---- */
+
+INLINE void attend_block(const int rows, const tile_queries *q, int64_t first, const kv_tile *tile,
+                         const kv_ahead *next) {
+  int32_t most_keys = 0, num_keys[BLOCK_ROWS];
+  for (int row = 0; row < rows; row++) {
+    int32_t keys_left = q->ends[first + row] - q->first_key;
+    num_keys[row] = keys_left < TILE_KEYS ? keys_left : TILE_KEYS;
+    most_keys = num_keys[row] > most_keys ? num_keys[row] : most_keys;
+  }
+  int num_vectors = (most_keys + PART_KEYS - 1) / PART_KEYS * PART_VECTORS;
+  vf scores[BLOCK_ROWS][TILE_VECTORS];
+  score(rows, q->head_dim, q->queries + first * (q->head_dim / 2), tile, next, num_vectors, scores);
+
+  int64_t stride = state_floats(q->head_dim);
+  float *states = q->states + first * stride;
+  _Alignas(64) int32_t weights[BLOCK_ROWS][TILE_KEYS / 2];
+  for (int row = 0; row < rows; row++) {
+    float *state = states + row * stride;
+    if (num_keys[row] == TILE_KEYS)
+      weigh(scores[row], TILE_VECTORS, 1, TILE_KEYS, tile, q, state, (eg_bf16 *)weights[row]);
+    else
+      weigh(scores[row], num_vectors, 0, num_keys[row], tile, q, state, (eg_bf16 *)weights[row]);
+  }
+  add_values(rows, q, states, weights[0], tile, next, (most_keys + 1) / 2);
+}
+
+static void attend_tile(const tile_queries *q, const kv_tile *tile, const kv_ahead *next) {
+  int64_t num_blocks = (q->num_queries + BLOCK_ROWS - 1) / BLOCK_ROWS;
+  for (int64_t block = 0; block < num_blocks; block++) {
+    /* Blocks of nearly the same size, because a small one computes no faster. */
+    int64_t first = q->num_queries * block / num_blocks, last = q->num_queries * (block + 1) / num_blocks;
+    switch (last - first) {
+      case 1: attend_block(1, q, first, tile, next); break;
+      case 2: attend_block(2, q, first, tile, next); break;
+      case 3: attend_block(3, q, first, tile, next); break;
+      case 4: attend_block(4, q, first, tile, next); break;
+#if BLOCK_ROWS == 6
+      case 5: attend_block(5, q, first, tile, next); break;
+      case 6: attend_block(6, q, first, tile, next); break;
+#endif
+    }
+  }
+}
