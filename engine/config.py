@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from core.config import Config
+from parallel.formats.kinds import Quantization
 
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -32,7 +33,12 @@ class ModelConfig(Config):
     revision: str | None = None
     """Hub branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: bfloat16, except for float32 checkpoints on a CPU, which stay float32."""
+    """Of activations and of weights that are not quantised. `auto`: bfloat16, except for float32 checkpoints on a CPU,
+    which stay float32 unless they are quantised."""
+    quantization: Quantization = "auto"
+    """`auto`: what the file has; GGUF's Q8_0, Q4_0 and Q4_1 stay in their own codes where kernels multiply by them.
+    `none`: weights are `dtype`. `int8`: every matrix in 8 bits with a scale per 32 inputs. `fp8`: the matrices inside
+    layers in float8, on GPUs only."""
     max_model_len: PositiveInt | None = None
     """Longest prompt + output in tokens. Default: the checkpoint's limit, or what the KV blocks hold if less."""
 
@@ -57,6 +63,8 @@ class CacheConfig(Config):
 
     block_size: Literal[8, 16, 32, 64] = 16
     """Tokens per KV block."""
+    dtype: Literal["auto", "bfloat16", "int8"] = "auto"
+    """Of cached keys and values. `auto`: the model's dtype. `int8` has a float32 scale per token and KV head."""
     memory: Annotated[Bytes | Literal["auto"], BeforeValidator(parse_bytes)] = "auto"
     """KV bytes per rank. `auto`: on a GPU what weights and activations leave of `gpu_memory_fraction`; on a CPU at most
     a quarter of the free memory shared by the node's ranks, and never more than max_running full contexts need."""

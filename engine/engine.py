@@ -244,9 +244,10 @@ def start_engine(config: EngineConfig, ranks: RankPool, on_progress: Callable[[P
     What can be wrong with model and split is found before the ranks start. Raises StartupError, ReplicaFailed.
     """
     path = resolve_checkpoint(config.model.source, config.model.revision)
-    spec = open_checkpoint(path).spec
+    checkpoint = open_checkpoint(path)
+    spec = checkpoint.spec
     shard_plan = ShardPlan.of(spec, ranks.world_size)
-    memory = MemoryPlan.of(config, spec, shard_plan, ranks.join(on_progress))
+    memory = MemoryPlan.of(config, spec, checkpoint.tensors, shard_plan, ranks.join(on_progress))
     logger.info("memory divided", extra={"num_blocks": memory.num_blocks, "explanation": memory.explain()})
     loaded = ranks.load(
         Load(
@@ -254,7 +255,8 @@ def start_engine(config: EngineConfig, ranks: RankPool, on_progress: Callable[[P
             model=str(path.resolve()) if Path(config.model.source).exists() else config.model.source,
             revision=config.model.revision,
             dtype=memory.dtype,
-            kv_dtype=memory.dtype,
+            quantization=config.model.quantization,
+            kv_dtype=memory.kv_dtype,
             num_blocks=memory.num_blocks,
             block_size=memory.block_size,
             max_rows=config.scheduler.max_running,

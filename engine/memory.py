@@ -1,10 +1,10 @@
 """How a rank's memory is divided, computed from the configuration alone: weights, activations, KV blocks.
 
-Per rank, with b bytes per number, T = max_step_tokens, R = max_running, L = longest context, C = max_prefill_chunk,
+Per rank, with b bytes per activation, T = max_step_tokens, R = max_running, L = longest context, C = max_prefill_chunk,
 D hidden size, F, H, K, V this rank's feed-forward columns, query heads, KV heads and vocabulary rows, E head dim:
 
-    weights      b * parameters of the rank's shard
-    block        2 * layers * block_size * K * E * b
+    weights      of the rank's shard, each matrix in the format it is kept in (parallel/formats/sizes.py)
+    block        2 * layers * block_size * K * (E * bytes of the KV dtype, + 4 for int8's scale)
     activations  one layer at its peak, b * T * (3 D + max(2 H E + 2 K E, 3 F)) + 4 * T * D for the norm in float32
                  + attention of one row, b * (2 L H E + C L): gathered keys and values, and the mask
                  + sampling, 3 * 4 * R * V: float32 logits, their edited copy, their probabilities
@@ -13,17 +13,18 @@ D hidden size, F, H, K, V this rank's feed-forward columns, query heads, KV head
 Block ids are the same on every rank, so every rank has the same number of blocks: the one with the least room decides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from core.errors import DoesNotFit, InvalidConfig
 from engine.config import EngineConfig, SchedulerConfig
+from parallel.checkpoint.tensors import TensorInfo
+from parallel.formats.sizes import DTYPE_BYTES, Holding, weight_bytes
 from parallel.models.spec import ModelSpec
 from parallel.rank.messages import Joined
 from parallel.sharding import RankShard, ShardPlan
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GPU_RESERVED_BYTES = 768 * 2**20
 """NCCL buffers, cuBLAS workspaces, allocator fragments."""
 CPU_KV_SHARE = 0.25
@@ -62,7 +63,8 @@ class MemoryPlan:
     num_blocks: int
     block_size: int
     dtype: str
-    """Of weights, activations and KV."""
+    """Of activations, and of weights that are not quantised."""
+    kv_dtype: str
     max_model_len: int
     ranks: tuple[RankMemory, ...]
     reason: str
@@ -70,18 +72,26 @@ class MemoryPlan:
 
     @classmethod
     def of(
-        cls, config: EngineConfig, spec: ModelSpec, shard_plan: ShardPlan, devices: Sequence[Joined]
+        cls,
+        config: EngineConfig,
+        spec: ModelSpec,
+        tensors: Mapping[str, TensorInfo],
+        shard_plan: ShardPlan,
+        devices: Sequence[Joined],
     ) -> "MemoryPlan":
-        """Return the division. Raises DoesNotFit with the numbers, InvalidConfig for a max_model_len over the model's.
+        """Return the division; `tensors` are the checkpoint's.
 
-        An explicit max_model_len is a promise: KV blocks that cannot hold one such context are refused. The default is
-        reduced to what the blocks hold.
+        Raises DoesNotFit with the numbers, InvalidConfig for a max_model_len over the model's and for formats that a
+        rank's device has not. An explicit max_model_len is a promise: KV blocks that cannot hold one such context are
+        refused. The default is reduced to what the blocks hold.
         """
+        _check_formats(config, devices)
         limit = longest_context(config, spec)
         dtype = choose_dtype(config, spec, devices)
+        kv_dtype = dtype if config.cache.dtype == "auto" else config.cache.dtype
+        sizes = _Sizes(config, spec, tensors, dtype, kv_dtype, limit)
         ranks = tuple(
-            _rank_memory(config, spec, shard, joined, devices, DTYPE_BYTES[dtype], limit)
-            for shard, joined in zip(shard_plan.ranks, devices, strict=True)
+            sizes.of_rank(shard, joined, devices) for shard, joined in zip(shard_plan.ranks, devices, strict=True)
         )
         for rank in ranks:
             _check_weights_fit(rank)
@@ -91,7 +101,8 @@ class MemoryPlan:
         reason = capacity.reason
         if num_tokens < limit:
             reason += f"; max_model_len is {num_tokens} instead of the model's {limit}, because the blocks hold no more"
-        return cls(capacity.num_blocks, config.cache.block_size, dtype, min(limit, num_tokens), ranks, reason)
+        max_model_len = min(limit, num_tokens)
+        return cls(capacity.num_blocks, config.cache.block_size, dtype, kv_dtype, max_model_len, ranks, reason)
 
     def explain(self) -> str:
         """Return one paragraph for the log: each rank's numbers and what decided."""
@@ -103,16 +114,20 @@ class MemoryPlan:
         )
         return (
             f"{self.num_blocks} KV blocks of {self.block_size} tokens hold {self.num_blocks * self.block_size} tokens "
-            f"in {self.dtype}: {self.reason}. {shares}."
+            f"in {self.kv_dtype}: {self.reason}. {shares}."
         )
 
 
 def choose_dtype(config: EngineConfig, spec: ModelSpec, devices: Sequence[Joined]) -> str:
-    """Return what the model runs in: as configured, or for `auto` bfloat16 unless a CPU runs a float32 checkpoint."""
+    """Return what the model runs in: as configured, or for `auto` bfloat16 unless a CPU runs a float32 checkpoint.
+
+    What is to be quantised is in bfloat16 for the rest.
+    """
     if config.model.dtype != "auto":
         return config.model.dtype
     is_on_cpu = any(joined.device == "cpu" for joined in devices)
-    return "float32" if is_on_cpu and spec.dtype == "float32" else "bfloat16"
+    is_quantised = config.model.quantization not in ("auto", "none")
+    return "float32" if is_on_cpu and spec.dtype == "float32" and not is_quantised else "bfloat16"
 
 
 def show_bytes(count: int) -> str:
@@ -132,23 +147,44 @@ def longest_context(config: EngineConfig, spec: ModelSpec) -> int:
     return asked or spec.max_context
 
 
-def _rank_memory(
-    config: EngineConfig,
-    spec: ModelSpec,
-    shard: RankShard,
-    joined: Joined,
-    devices: Sequence[Joined],
-    dtype_bytes: int,
-    longest_context: int,
-) -> RankMemory:
-    return RankMemory(
-        rank=joined.rank,
-        device=joined.device,
-        budget_bytes=_budget_bytes(config, joined, devices),
-        weight_bytes=dtype_bytes * shard.num_parameters(spec),
-        activation_bytes=_activation_bytes(config.scheduler, spec, shard, dtype_bytes, longest_context),
-        block_bytes=2 * spec.num_layers * config.cache.block_size * len(shard.kv_heads) * spec.head_dim * dtype_bytes,
-    )
+def _check_formats(config: EngineConfig, devices: Sequence[Joined]) -> None:
+    """Raise InvalidConfig if a rank's device does not have what is asked for."""
+    for joined in devices:
+        if config.model.quantization == "fp8" and joined.device == "cpu":
+            raise InvalidConfig(
+                f"model.quantization=fp8 needs a GPU, and rank {joined.rank} runs on cpu; use int8, auto or none"
+            )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a rank's share of the memory depends on, but for the rank."""
+
+    config: EngineConfig
+    spec: ModelSpec
+    tensors: Mapping[str, TensorInfo]
+    dtype: str
+    kv_dtype: str
+    longest_context: int
+
+    def of_rank(self, shard: RankShard, joined: Joined, devices: Sequence[Joined]) -> RankMemory:
+        """Return what one of `devices` holds."""
+        holding = Holding.of(joined.tier, joined.device, self.dtype)
+        return RankMemory(
+            rank=joined.rank,
+            device=joined.device,
+            budget_bytes=_budget_bytes(self.config, joined, devices),
+            weight_bytes=weight_bytes(self.spec, shard, self.tensors, self.config.model.quantization, holding),
+            activation_bytes=_activation_bytes(
+                self.config.scheduler, self.spec, shard, holding.activation_bytes, self.longest_context
+            ),
+            block_bytes=self._block_bytes(shard),
+        )
+
+    def _block_bytes(self, shard: RankShard) -> int:
+        num_heads = 2 * self.spec.num_layers * self.config.cache.block_size * len(shard.kv_heads)
+        scale_bytes = 4 if self.kv_dtype == "int8" else 0
+        return num_heads * (self.spec.head_dim * DTYPE_BYTES[self.kv_dtype] + scale_bytes)
 
 
 def _budget_bytes(config: EngineConfig, joined: Joined, devices: Sequence[Joined]) -> int:
@@ -178,7 +214,7 @@ def _check_weights_fit(rank: RankMemory) -> None:
         raise DoesNotFit(
             f"rank {rank.rank} ({rank.device}) may use {show_bytes(rank.budget_bytes)}, but its weights need "
             f"{show_bytes(rank.weight_bytes)} and activations {show_bytes(rank.activation_bytes)}; use more ranks "
-            "(parallel.tensor_parallel_size), a smaller model.dtype, or lower scheduler.max_step_tokens"
+            "(parallel.tensor_parallel_size), model.quantization=int8, or lower scheduler.max_step_tokens"
         )
 
 

@@ -7,7 +7,7 @@ class OpChoice(msgspec.Struct, frozen=True, array_like=True):
     """Which tier runs an operation on a rank."""
 
     op: str
-    """`linear`, `attention`, `norm`, `rope`, `activation`, `sampling`, `all_reduce` or `step`."""
+    """`linear`, `weights`, `attention`, `norm`, `rope`, `activation`, `sampling`, `all_reduce` or `step`."""
     tier: str
     """`torch`, `cpu` or `cuda`."""
     detail: str

@@ -13,7 +13,7 @@ from parallel.checkpoint.source import resolve_checkpoint
 from parallel.groups.base import TPGroup
 from parallel.kv_cache import KVCache
 from parallel.layers.shard import Storage
-from parallel.models.loader import load_weights
+from parallel.models.loader import describe_weights, load_weights
 from parallel.models.registry import build_model
 from parallel.ops.select import choose_ops
 from parallel.rank.forward import OpByOp
@@ -21,7 +21,7 @@ from parallel.rank.messages import Load, Loaded
 from parallel.rank.worker import RankWorker
 from parallel.sharding import ShardPlan
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
 _REPORT_INTERVAL_S = 0.1
 _CPU_WARM_UP_TOKENS = 32
@@ -48,7 +48,10 @@ def load_rank(load: Load, group: TPGroup, device: torch.device, on_progress: Cal
     shard = ShardPlan.of(spec, group.world_size).ranks[group.rank]
     ops, choices = choose_ops(device, DTYPES[load.dtype])
     model = build_model(spec, shard, group, Storage(DTYPES[load.dtype], device, ops))
-    load_weights(model, checkpoint, lambda done, total, detail: report("load", done, total, detail))
+    plain_because = load_weights(
+        model, checkpoint, load.quantization, lambda done, total, detail: report("load", done, total, detail)
+    )
+    choices.append(describe_weights(model, ops.name, plain_because))
     layout = ops.kv_layout(load.block_size, len(shard.kv_heads), spec.head_dim, DTYPES[load.kv_dtype])
     kv = KVCache(model.num_layers, load.num_blocks, layout, device)
     worker = RankWorker(

@@ -16,6 +16,7 @@ from parallel.groups.base import TPGroup
 from parallel.groups.joining import join_group
 from parallel.groups.solo import SoloGroup
 from parallel.groups.store import open_store
+from parallel.ops.select import fastest_tier
 from parallel.rank.channel import LeaderSocket, connect_to_leader
 from parallel.rank.host import memory_of, node_name
 from parallel.rank.loading import load_rank
@@ -121,6 +122,7 @@ def _serve(spec: RankSpec, channel: LeaderSocket, host: str) -> None:
             device=spec.device,
             total_memory_bytes=memory.total_bytes,
             free_memory_bytes=memory.free_bytes,
+            tier=fastest_tier(device),
         )
     )
     group = _join_group(spec, channel, host, device)

@@ -10,6 +10,7 @@ import msgspec
 
 from core.errors import ErrorInfo
 from core.progress import Progress
+from parallel.formats.kinds import Quantization
 from parallel.ops.choice import OpChoice
 from parallel.plan import StepPlan, StepResult
 
@@ -45,6 +46,8 @@ class Joined(msgspec.Struct, frozen=True, tag=True):
     total_memory_bytes: int
     free_memory_bytes: int
     """Of the GPU, or of the node for `cpu`."""
+    tier: str = "torch"
+    """The fastest set of operations that this machine has: `torch`, `cpu` or `cuda`."""
 
 
 class Rendezvous(msgspec.Struct, frozen=True, tag=True):
@@ -68,7 +71,9 @@ class Load(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     revision: str | None
     dtype: str
     """float32, bfloat16 or float16."""
+    quantization: Quantization = "auto"
     kv_dtype: str
+    """As `dtype`, or int8."""
     num_blocks: int
     block_size: int
     max_rows: int

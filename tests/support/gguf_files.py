@@ -39,10 +39,11 @@ def write_gguf(
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
     extra: Tensors | None = None,
     metadata: Mapping[str, int | float | str] | None = None,
+    kinds: Mapping[str, GGMLQuantizationType] | None = None,
 ) -> Path:
     """Write `tensors` (Hugging Face names) as a GGUF file; matrices as `kind`, `extra` under its own names as F32.
 
-    `metadata` overrides keys. Return the path.
+    `metadata` overrides keys, `kinds` the kind of single tensors. Return the path.
     """
     architecture = ARCHITECTURES[spec.architecture]
     writer = GGUFWriter(path, architecture)
@@ -56,7 +57,8 @@ def write_gguf(
                 writer.add_uint32(key, value)
     for name, values in tensors.items():
         stored = _permuted(name, values, spec) if architecture == "llama" else values
-        _add(writer, gguf_name(name), stored, kind if values.ndim == 2 else GGMLQuantizationType.F32)
+        kind_of = (kinds or {}).get(name, kind) if values.ndim == 2 else GGMLQuantizationType.F32
+        _add(writer, gguf_name(name), stored, kind_of)
     for name, values in (extra or {}).items():
         _add(writer, name, values, GGMLQuantizationType.F32)
     writer.write_header_to_file()

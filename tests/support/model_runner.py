@@ -46,7 +46,7 @@ class ModelRunner:
         """Return this rank's part of `checkpoint`, ready to run."""
         shard = ShardPlan.of(checkpoint.spec, group.world_size).ranks[group.rank]
         model = build_model(checkpoint.spec, shard, group, torch_storage(dtype))
-        load_weights(model, checkpoint, lambda done, total, detail: None)
+        load_weights(model, checkpoint, "auto", lambda done, total, detail: None)
         return cls(model, len(shard.kv_heads), dtype)
 
     @torch.inference_mode()

@@ -1,10 +1,14 @@
 """Memory is arithmetic on the configuration; what does not fit is refused with the numbers."""
 
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from core.errors import DoesNotFit, InvalidConfig
 from engine.config import EngineConfig
 from engine.memory import GPU_RESERVED_BYTES, MemoryPlan, choose_dtype, show_bytes
+from parallel.checkpoint.tensors import TensorInfo, expected_shapes
 from parallel.rank.messages import Joined
 from parallel.sharding import ShardPlan
 from tests.support.engines import tiny_spec
@@ -25,7 +29,8 @@ def joined(rank=0, device="cpu", free=8 * GIB, total=16 * GIB, node="node"):
 
 def plan(spec=None, devices=None, **sections):
     spec, devices = spec or tiny_spec(), devices or [joined()]
-    return MemoryPlan.of(config(**sections), spec, ShardPlan.of(spec, len(devices)), devices)
+    tensors = {name: TensorInfo(shape, "F32", Path("x")) for name, shape in expected_shapes(spec).items()}
+    return MemoryPlan.of(config(**sections), spec, tensors, ShardPlan.of(spec, len(devices)), devices)
 
 
 def test_an_explicit_size_gives_as_many_blocks_as_it_holds():
@@ -73,7 +78,7 @@ def test_a_rank_with_more_kv_heads_pays_more_for_a_block():
 
 
 def test_weights_are_the_shards_parameters_in_the_chosen_dtype():
-    spec = tiny_spec(dtype="bfloat16")
+    spec = tiny_spec(dtype="bfloat16", tie_word_embeddings=False)
     memory = plan(spec)
     assert memory.dtype == "bfloat16"
     assert memory.ranks[0].weight_bytes == 2 * ShardPlan.of(spec, 1).ranks[0].num_parameters(spec)
@@ -147,3 +152,30 @@ def test_activations_grow_with_the_step_the_batch_and_the_context():
 @pytest.mark.parametrize(("count", "shown"), [(3 * GIB // 2, "1.50 GiB"), (64 * MIB, "64.0 MiB")])
 def test_sizes_are_shown_for_people(count, shown):
     assert show_bytes(count) == shown
+
+
+def test_fp8_is_refused_where_a_rank_runs_on_a_cpu():
+    with pytest.raises(InvalidConfig, match=r"model\.quantization=fp8 needs a GPU, and rank 1 runs on cpu"):
+        plan(devices=[joined(0, "cuda"), joined(1)], model={"source": "x", "quantization": "fp8"})
+    plan(devices=[joined(0, "cuda")], model={"source": "x", "quantization": "fp8"})
+
+
+def test_int8_weights_take_little_over_half_of_bfloat16_where_kernels_multiply_by_them():
+    def weights(tier, quantization):
+        device = msgspec.structs.replace(joined(), tier=tier)
+        return plan(devices=[device], model={"source": "x", "quantization": quantization, "dtype": "bfloat16"}).ranks[0]
+
+    assert 1.7 < weights("cpu", "none").weight_bytes / weights("cpu", "int8").weight_bytes < 1.9
+    assert weights("torch", "none").weight_bytes == weights("torch", "int8").weight_bytes
+
+
+def test_int8_keys_and_values_have_a_scale_each():
+    memory = plan(cache={"dtype": "int8"})
+    assert memory.kv_dtype == "int8" and memory.dtype == "float32"
+    assert memory.ranks[0].block_bytes == BLOCK_BYTES // 4 + 2 * 2 * 16 * 2 * 4
+    assert "tokens in int8" in memory.explain()
+
+
+def test_a_model_to_be_quantised_is_bfloat16_for_the_rest():
+    assert plan(model={"source": "x", "quantization": "int8"}).dtype == "bfloat16"
+    assert plan(model={"source": "x", "quantization": "none"}).dtype == "float32"

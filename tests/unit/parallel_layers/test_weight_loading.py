@@ -24,7 +24,7 @@ REPLICATED = a_spec(
 
 def load(checkpoint, dtype=torch.float32, on_progress=lambda done, total, detail: None):
     model = build_model(checkpoint.spec, ShardPlan.of(checkpoint.spec, 1).ranks[0], SoloGroup(), torch_storage(dtype))
-    load_weights(model, checkpoint, on_progress)
+    load_weights(model, checkpoint, "auto", on_progress)
     return model
 
 
@@ -52,7 +52,7 @@ def test_a_rank_reads_as_many_values_as_it_holds_and_the_plan_says_how_many(spec
 def load_on(checkpoint, group) -> int:
     shard = ShardPlan.of(checkpoint.spec, group.world_size).ranks[group.rank]
     model = build_model(checkpoint.spec, shard, group, torch_storage())
-    load_weights(model, checkpoint, lambda done, total, detail: None)
+    load_weights(model, checkpoint, "auto", lambda done, total, detail: None)
     return model.weight_bytes
 
 
