@@ -21,8 +21,10 @@ from parallel.groups.solo import SoloGroup
 from parallel.kv_cache import KVCache
 from parallel.plan import BlocksAppended, Chunk, RowStart, StepPlan
 from parallel.rank.rows import StepInputs
+from parallel.rank.stepping import DirectRunner
 from parallel.rank.worker import RankWorker
 from parallel.sampling.params import SamplingParams
+from parallel.sampling.sampler import Sampler
 
 BLOCK_SIZE = 16
 PROMPT_TOKENS = 512
@@ -56,10 +58,8 @@ def time_steps(num_rows: int, vocabulary: int, sampling: SamplingParams, num_ste
     model = StubModel(num_rows, vocabulary)
     worker = RankWorker(
         model,
-        model,
+        DirectRunner(model, Sampler(SoloGroup(), model.vocab, CPU)),
         KVCache(0, 0, KVLayout((), (), None, torch.float32), CPU),
-        SoloGroup(),
-        CPU,
         max_rows=num_rows,
         max_model_len=PROMPT_TOKENS + num_steps,
         block_size=BLOCK_SIZE,

@@ -1,6 +1,7 @@
 """One end of the rank channel: typed messages over a blocking socket. No torch, the leader uses it too."""
 
 import contextlib
+import select
 import socket
 import struct
 from typing import Generic, TypeVar
@@ -52,6 +53,10 @@ class MessageSocket(Generic[Incoming, Outgoing]):
             return self._decoder.decode(frame)
         except msgspec.DecodeError as error:
             raise ReplicaFailed(f"the rank channel carried a message it does not know: {error}") from None
+
+    def has_message(self) -> bool:
+        """Whether `receive` would find the beginning of a message now; also true at the end of the connection."""
+        return bool(select.select([self._sock], [], [], 0)[0])
 
     def finish(self, timeout_s: float) -> None:
         """Say that nothing follows, and wait until the peer closes so that it reads everything; then close."""

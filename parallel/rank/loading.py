@@ -18,7 +18,9 @@ from parallel.models.registry import build_model
 from parallel.ops.select import choose_ops
 from parallel.rank.forward import OpByOp
 from parallel.rank.messages import Load, Loaded
+from parallel.rank.stepping import DirectRunner
 from parallel.rank.worker import RankWorker
+from parallel.sampling.sampler import Sampler
 from parallel.sharding import ShardPlan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
@@ -52,14 +54,14 @@ def load_rank(load: Load, group: TPGroup, device: torch.device, on_progress: Cal
         model, checkpoint, load.quantization, lambda done, total, detail: report("load", done, total, detail)
     )
     choices.append(describe_weights(model, ops.name, plain_because))
+    if group.choice is not None:
+        choices.append(group.choice)
     layout = ops.kv_layout(load.block_size, len(shard.kv_heads), spec.head_dim, DTYPES[load.kv_dtype])
     kv = KVCache(model.num_layers, load.num_blocks, layout, device)
     worker = RankWorker(
         model,
-        OpByOp(model, kv, device),
+        DirectRunner(OpByOp(model, kv, device), Sampler(group, model.vocab, device)),
         kv,
-        group,
-        device,
         max_rows=load.max_rows,
         max_model_len=load.max_model_len,
         block_size=load.block_size,

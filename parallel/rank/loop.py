@@ -6,6 +6,7 @@ import os
 import select
 import threading
 import traceback
+from collections import deque
 
 import torch
 
@@ -33,6 +34,7 @@ from parallel.rank.messages import (
     Shutdown,
     ToRank,
 )
+from parallel.rank.worker import LaunchedStep
 
 EXIT_FAILED = 1
 EXIT_LEADER_GONE = 3
@@ -165,12 +167,20 @@ def _obey(load: Load, channel: LeaderSocket, group: TPGroup, device: torch.devic
     gc.collect()
     gc.freeze()
     channel.send(loaded)
-    while not isinstance(message := channel.receive(), Shutdown):
+    launched: deque[LaunchedStep] = deque()
+    while True:
+        # The next step is launched while the device computes this one, if the leader has planned it already.
+        if launched and (launched[0].is_done() or len(launched) > 1 or not channel.has_message()):
+            result = worker.finish(launched.popleft())
+            if group.rank == 0:
+                channel.send(Result(result))
+            continue
+        message = channel.receive()
+        if isinstance(message, Shutdown):
+            return
         if not isinstance(message, Plan):
             raise _unexpected(message)
-        result = worker.run(message.plan)
-        if group.rank == 0:
-            channel.send(Result(result))
+        launched.append(worker.launch(message.plan))
 
 
 def _unexpected(message: ToRank) -> UnexpectedMessage:

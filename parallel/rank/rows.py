@@ -8,6 +8,7 @@ R rows, B rows in step, T tokens in step, S sampled rows in step, M most blocks 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ Ints = NDArray[np.int64]
 
 _OVERRUN = 2
 """Tokens a row may have beyond max_model_len: plans under way when the leader learns that the row is full."""
+_NONE = np.empty(0, np.int64)
 _SPARE_BLOCKS = 16
 """Columns gathered beyond what a step needs, so that rows can grow for a while before they are gathered again."""
 
@@ -37,6 +39,20 @@ class StepInputs:
     sampled_rows_S: Ints
     num_tokens_S: Ints
     """Tokens each of those rows has: the position of the one to be sampled."""
+    rows_B: Ints
+    unknown_T: Ints
+    """Index into T of tokens that a step under way is still sampling; their ids are 0 here, the device has them."""
+    unknown_rows: Ints
+    """The row of each of those tokens."""
+
+
+class ExpectedTokens(NamedTuple):
+    """Places for tokens that a step will have sampled."""
+
+    rows_S: Ints
+    positions_S: Ints
+    lives_S: Ints
+    """Which request of its row each is for: a row may be given away before the token is there."""
 
 
 class RowTable:
@@ -50,6 +66,9 @@ class RowTable:
         self._num_computed = np.zeros(max_rows, np.int64)
         self._blocks = np.zeros((max_rows, -(-max_tokens // block_size) + _SPARE_BLOCKS), np.int64)
         self._num_blocks = [0] * max_rows
+        self._life = np.zeros(max_rows, np.int64)
+        self._num_unknown = np.zeros(max_rows, np.int64)
+        self._has_unknown = False
         # Of the latest plan, for one that repeats its rows.
         self._rows_B = np.empty(0, np.int64)
         self._place_of_row: dict[int, int] = {}
@@ -66,6 +85,8 @@ class RowTable:
         self._tokens[row, :num_tokens] = start.token_ids
         self._num_tokens[row] = num_tokens
         self._num_computed[row] = start.num_computed_tokens
+        self._life[row] += 1
+        self._num_unknown[row] = 0
         # The former request's blocks: the table is padded with 0.
         self._blocks[row, : self._num_blocks[row]] = 0
         self._num_blocks[row] = 0
@@ -102,6 +123,7 @@ class RowTable:
         rows_T, positions_T = _spread(rows_B, computed_B, query_lens_B)
         block_T, offset_T = np.divmod(positions_T, self.block_size)
         is_sampled_B = context_lens_B == num_tokens_B
+        unknown_T = self._unknown(rows_T, positions_T)
         return StepInputs(
             token_ids_T=self._tokens[rows_T, positions_T],
             positions_T=positions_T,
@@ -112,7 +134,31 @@ class RowTable:
             last_token_S=(query_lens_B.cumsum() - 1)[is_sampled_B],
             sampled_rows_S=rows_B[is_sampled_B],
             num_tokens_S=num_tokens_B[is_sampled_B],
+            rows_B=rows_B,
+            unknown_T=unknown_T,
+            unknown_rows=rows_T[unknown_T],
         )
+
+    def expect_tokens(self, rows_S: Ints) -> ExpectedTokens:
+        """Let each row be one token longer; which token, `fill` will say."""
+        positions_S = self._num_tokens[rows_S]
+        self._tokens[rows_S, positions_S] = 0
+        self._num_tokens[rows_S] += 1
+        self._num_unknown[rows_S] += 1
+        self._has_unknown = True
+        return ExpectedTokens(rows_S, positions_S, self._life[rows_S])
+
+    def fill(self, expected: ExpectedTokens, token_ids_S: Ints) -> NDArray[np.bool_]:
+        """Write the tokens of the oldest step that expects some; return which are for requests that have their row yet.
+
+        The other tokens are dropped.
+        """
+        is_alive_S = self._life[expected.rows_S] == expected.lives_S
+        rows = expected.rows_S[is_alive_S]
+        self._tokens[rows, expected.positions_S[is_alive_S]] = token_ids_S[is_alive_S]
+        self._num_unknown[rows] -= 1
+        self._has_unknown = bool(self._num_unknown.any())
+        return is_alive_S
 
     def append_tokens(self, rows_S: Ints, token_ids_S: Ints) -> None:
         """Append one sampled token to each row."""
@@ -125,6 +171,11 @@ class RowTable:
         assert stop <= self._blocks.shape[1], "more blocks than the longest row needs"
         self._blocks[row, first:stop] = block_ids
         self._num_blocks[row] = stop
+
+    def _unknown(self, rows_T: Ints, positions_T: Ints) -> Ints:
+        if not self._has_unknown:
+            return _NONE
+        return np.flatnonzero(positions_T >= (self._num_tokens - self._num_unknown)[rows_T])
 
     def _use_rows(self, rows_B: Ints) -> None:
         if np.array_equal(rows_B, self._rows_B):

@@ -11,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from core.errors import ErrorInfo, ReplicaFailed
-from parallel.groups.base import TPGroup
 from parallel.kv_cache import KVCache
 from parallel.plan import Chunk, RowStart, RowToken, SampledTokens, StepPlan, StepResult, pack_integers
-from parallel.rank.forward import Forward
-from parallel.rank.rows import RowTable, StepInputs
+from parallel.rank.rows import ExpectedTokens, RowTable, StepInputs
+from parallel.rank.stepping import DoneTokens, PendingTokens, StepRunner
 from parallel.sampling.params import SamplingParams
 from parallel.sampling.rows import SamplingRows
-from parallel.sampling.sampler import Sampled, Sampler
+from parallel.sampling.sampler import Sampled
 
 _NOT_FINITE = ErrorInfo.of(
     ReplicaFailed("the model's logits for this request are not finite, or no token is allowed; the request was ended")
@@ -39,36 +38,64 @@ class ServedModel(Protocol):
         ...
 
 
+class LaunchedStep:
+    """A step that a device computes."""
+
+    def __init__(self, step: int, expected: ExpectedTokens, tokens: PendingTokens, started_s: float) -> None:
+        self.step = step
+        self.expected = expected
+        self.tokens = tokens
+        self.started_s = started_s
+        self.sampled: Sampled | None = None
+        """Set when the tokens are in the rows."""
+
+    def is_done(self) -> bool:
+        """Whether `RankWorker.finish` returns at once."""
+        return self.sampled is not None or self.tokens.is_done()
+
+
 class RankWorker:
     """One rank of a loaded model. Every rank of the group is given the same plans, in the same order."""
 
     def __init__(
         self,
         model: ServedModel,
-        forward: Forward,
+        runner: StepRunner,
         kv: KVCache,
-        group: TPGroup,
-        device: torch.device,
         *,
         max_rows: int,
         max_model_len: int,
         block_size: int,
     ) -> None:
-        """Construction is a collective, as `run` is."""
-        self._forward = forward
+        self._runner = runner
         self._kv = kv
         self._rows = RowTable(max_rows, max_model_len, block_size)
         self._sampling = SamplingRows(max_rows, model.vocab, model.eos_token_ids)
-        self._sampler = Sampler(group, model.vocab, device)
+        self._under_way: LaunchedStep | None = None
 
-    @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Compute one step. Raises RankDied, OutOfMemory; a row whose logits are not finite fails alone."""
+        return self.finish(self.launch(plan))
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Start a step, at most one ahead of what is finished. Raises as `run` does."""
         started_s = time.perf_counter()
+        if self._under_way is not None and self._sampling.needs_every_token:
+            self._settle(self._under_way)
         self._apply_changes(plan)
         inputs = self._rows.step(plan.chunks, plan.decodes)
-        sampled = self._compute(inputs) if len(inputs.token_ids_T) else SampledTokens()
-        return StepResult(plan.step, sampled, time.perf_counter() - started_s)
+        tokens = self._launch(inputs)
+        self._under_way = LaunchedStep(plan.step, self._rows.expect_tokens(inputs.sampled_rows_S), tokens, started_s)
+        return self._under_way
+
+    @torch.inference_mode()
+    def finish(self, launched: LaunchedStep) -> StepResult:
+        """Return a launched step's tokens; blocks. Steps are finished in the order in which they were launched."""
+        sampled = self._settle(launched)
+        return StepResult(
+            launched.step, _packed(launched.expected.rows_S, sampled), time.perf_counter() - launched.started_s
+        )
 
     def warm_up(self, num_tokens: int) -> None:
         """Run a prefill of `num_tokens` and a decode step, then leave rows and KV cache as new. A collective."""
@@ -89,19 +116,27 @@ class RankWorker:
         for appended in plan.appended:
             self._rows.append_blocks(appended)
 
-    def _compute(self, inputs: StepInputs) -> SampledTokens:
-        logits_SV = self._forward.logits(inputs)
-        rows_S = inputs.sampled_rows_S
-        if not len(rows_S):
-            return SampledTokens()
-        sampled = self._sampler.sample(logits_SV, self._sampling.select(rows_S, inputs.num_tokens_S))
-        # A failed row gets token 0, so that a plan already under way still finds it one token longer.
-        self._rows.append_tokens(rows_S, sampled.token_ids_S)
-        self._sampling.append(rows_S, sampled.token_ids_S)
-        return _packed(rows_S, sampled)
+    def _launch(self, inputs: StepInputs) -> PendingTokens:
+        if not len(inputs.token_ids_T):
+            return DoneTokens(Sampled.nothing())
+        return self._runner.launch(inputs, self._sampling.select(inputs.sampled_rows_S, inputs.num_tokens_S))
+
+    def _settle(self, launched: LaunchedStep) -> Sampled:
+        """Wait for a step's tokens and let the rows have them."""
+        if launched.sampled is None:
+            launched.sampled = launched.tokens.wait()
+            # A failed row gets token 0, so that a plan already under way still finds it one token longer.
+            is_alive_S = self._rows.fill(launched.expected, launched.sampled.token_ids_S)
+            rows_S, token_ids_S = launched.expected.rows_S, launched.sampled.token_ids_S
+            self._sampling.append(rows_S[is_alive_S], token_ids_S[is_alive_S])
+            if launched is self._under_way:
+                self._under_way = None
+        return launched.sampled
 
 
 def _packed(rows_S: NDArray[np.int64], sampled: Sampled) -> SampledTokens:
+    if not len(rows_S):
+        return SampledTokens()
     remarkable = sorted({*sampled.logprobs, *sampled.is_failed_S.nonzero()[0].tolist()})
     remarks = [
         RowToken(

@@ -67,6 +67,11 @@ class SamplingRows:
         if RowEdits.is_needed(params):
             self._edits[row] = RowEdits(params, self._vocab, token_ids, num_prompt_tokens, self._eos_token_ids)
 
+    @property
+    def needs_every_token(self) -> bool:
+        """Whether a row's next choice depends on tokens it was given before, in other ways than through the model."""
+        return bool(self._edits)
+
     def free(self, row: int) -> None:
         """Forget the row's request."""
         self._edits.pop(row, None)

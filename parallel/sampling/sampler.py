@@ -20,6 +20,7 @@ from parallel.plan import TokenLogprobs
 from parallel.sampling.blocks import first_over
 from parallel.sampling.edits import SparseEdits
 from parallel.sampling.filters import Filters, nucleus
+from parallel.sampling.kernels import RowKernels
 from parallel.sampling.rows import SampleBatch
 from parallel.sampling.vocabulary import Best, ShardedVocabulary
 
@@ -37,12 +38,18 @@ class Sampled(NamedTuple):
     logprobs: dict[int, TokenLogprobs]
     """By index among the sampled rows; absent for rows that failed."""
 
+    @classmethod
+    def nothing(cls) -> "Sampled":
+        """Return what a step without sampled rows chose."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.bool_), {})
+
 
 class Sampler:
     """The sampler of one rank. Construction and `sample` are collectives."""
 
-    def __init__(self, group: TPGroup, vocab: range, device: torch.device) -> None:
-        self._vocabulary = ShardedVocabulary(group, vocab, device)
+    def __init__(self, group: TPGroup, vocab: range, device: torch.device, kernels: RowKernels | None = None) -> None:
+        self._vocabulary = ShardedVocabulary(group, vocab, device, kernels)
+        self._drawing_kernels = kernels if group.world_size == 1 else None
         self._device = device
 
     def sample(self, logits_SV: Tensor, batch: SampleBatch) -> Sampled:
@@ -74,6 +81,8 @@ class Sampler:
 
     def _draw(self, logits_SV: Tensor, best: Best, batch: SampleBatch) -> Tensor:
         """Return token_ids_P: by the whole distribution, or by what the filters leave of it."""
+        if self._drawing_kernels is not None:
+            return self._drawing_kernels.draw(logits_SV, best.logit_S, batch)
         rows_P = self._put(batch.random_P)
         logits_PV = logits_SV if len(rows_P) == len(logits_SV) else logits_SV[rows_P]
         uniform_P = self._put(batch.uniform_P)

@@ -12,7 +12,9 @@ from parallel.models.decoder import CausalLM
 from parallel.models.registry import build_model
 from parallel.ops.torch_ops import TorchOps
 from parallel.rank.forward import OpByOp
+from parallel.rank.stepping import DirectRunner
 from parallel.rank.worker import RankWorker
+from parallel.sampling.sampler import Sampler
 from parallel.sharding import ShardPlan
 from tests.support.storages import torch_storage
 from tests.support.tiny_specs import a_spec
@@ -39,13 +41,11 @@ def tiny_model(seed: int = 0, group: TPGroup | None = None) -> CausalLM:
 
 def tiny_worker(model: CausalLM, num_blocks: int = NUM_BLOCKS) -> RankWorker:
     """Return a worker of `model` with an empty cache."""
-    kv = _empty_cache(model, num_blocks, BLOCK_SIZE)
+    kv = empty_cache(model, num_blocks, BLOCK_SIZE)
     return RankWorker(
         model,
-        OpByOp(model, kv, CPU),
+        DirectRunner(OpByOp(model, kv, CPU), solo_sampler(model)),
         kv,
-        SoloGroup(),
-        CPU,
         max_rows=MAX_ROWS,
         max_model_len=MAX_MODEL_LEN,
         block_size=BLOCK_SIZE,
@@ -56,7 +56,7 @@ def tiny_worker(model: CausalLM, num_blocks: int = NUM_BLOCKS) -> RankWorker:
 def whole_logits(model: CausalLM, token_ids: Sequence[int]) -> torch.Tensor:
     """Return the logits of the last position, computed in one piece in a cache of its own."""
     num_tokens = len(token_ids)
-    kv = _empty_cache(model, 1, num_tokens)
+    kv = empty_cache(model, 1, num_tokens)
     positions_T = torch.arange(num_tokens)
     batch = AttentionBatch((num_tokens,), (num_tokens,), positions_T, torch.zeros((1, 1), dtype=torch.int64))
     context = StepContext(batch, kv.layers)
@@ -71,7 +71,13 @@ def greedy_tokens(model: CausalLM, prompt: Sequence[int], num_tokens: int) -> li
     return tokens[len(prompt) :]
 
 
-def _empty_cache(model: CausalLM, num_blocks: int, block_size: int) -> KVCache:
+def empty_cache(model: CausalLM, num_blocks: int, block_size: int) -> KVCache:
+    """Return a KV cache for all heads of `model`."""
     spec = model.spec
     layout = TorchOps(torch.float32).kv_layout(block_size, spec.num_kv_heads, spec.head_dim, torch.float32)
     return KVCache(spec.num_layers, num_blocks, layout, CPU)
+
+
+def solo_sampler(model: CausalLM) -> Sampler:
+    """Return the sampler of a model on one rank."""
+    return Sampler(SoloGroup(), model.vocab, CPU)
