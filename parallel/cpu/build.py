@@ -15,7 +15,7 @@ from typing import NamedTuple
 SOURCES = Path(__file__).parent / "kernels"
 COMPILERS = ("gcc", "cc")
 FLAGS = (
-    *("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-Wall", "-Wno-psabi"),
+    *("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-Wall", "-Wno-psabi", "-Wl,-z,defs"),
     # A product and a sum are contracted only where the source says so: every level and compiler rounds alike.
     *("-ffp-contract=off", "-fno-math-errno"),
 )
@@ -86,4 +86,6 @@ def compile_library(level: Level, folder: Path) -> Path:
 
 def _first_error(messages: str) -> str:
     lines = messages.strip().splitlines()
-    return next((line for line in lines if "error" in line), lines[-1] if lines else "it said nothing")
+    # The linker says what is missing without calling it an error.
+    telling = (line for line in lines if "error:" in line or "undefined reference" in line)
+    return next(telling, lines[-1] if lines else "it said nothing")

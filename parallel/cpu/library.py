@@ -34,10 +34,10 @@ class KernelLibrary:
             raise KernelsUnavailable(f"{path} cannot be loaded: {error}") from None
         self.path = path
         self.level = level.name
-        _declare(self.calls)
         version = self.calls.eg_abi_version()
         if version != ABI_VERSION:
             raise KernelsUnavailable(f"{path} has ABI version {version}; {ABI_VERSION} is needed: delete the file")
+        _declare(self.calls)
 
     @classmethod
     def load(cls, level: str | None = None) -> "KernelLibrary":
@@ -106,8 +106,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def _declare(calls: ctypes.CDLL) -> None:
     for name, (result, arguments) in FUNCTIONS.items():
-        if not hasattr(calls, name):
-            continue
         function = calls[name]
         function.restype, function.argtypes = result, arguments
         setattr(calls, name, function)  # `calls[name]` would make an undeclared one each time

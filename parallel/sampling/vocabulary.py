@@ -14,6 +14,7 @@ from torch import Tensor
 from parallel.groups.base import TPGroup
 from parallel.sampling.blocks import block_sums, first_over, pick, row_max
 from parallel.sampling.filters import Candidates
+from parallel.sampling.kernels import RowKernels
 
 
 class Best(NamedTuple):
@@ -45,9 +46,10 @@ class Weights(NamedTuple):
 class ShardedVocabulary:
     """The vocabulary of a TP group, of which this rank has the rows `vocab`. Every method is a collective."""
 
-    def __init__(self, group: TPGroup, vocab: range, device: torch.device) -> None:
-        """Learn the other ranks' ranges; a collective as well."""
+    def __init__(self, group: TPGroup, vocab: range, device: torch.device, kernels: RowKernels | None = None) -> None:
+        """Learn the other ranks' ranges; a collective as well. Without `kernels` plain torch does their work."""
         self._group = group
+        self._kernels = kernels
         self._vocab = vocab
         ranges = group.all_gather(torch.tensor([vocab.start, vocab.stop], device=device)).tolist()
         self._max_width = max(stop - start for start, stop in ranges)
@@ -59,7 +61,7 @@ class ShardedVocabulary:
 
     def best(self, logits_SV: Tensor) -> Best:
         """Return each row's most likely token."""
-        max_S, place_S = row_max(logits_SV)
+        max_S, place_S = row_max(logits_SV) if self._kernels is None else self._kernels.best(logits_SV)
         mine_S2 = torch.stack((max_S.double(), (place_S + self._vocab.start).double()), dim=1)
         logit_GS, token_id_GS = self._group.all_gather(mine_S2).unbind(2)
         # Ranks hold ascending ranges and max returns the first of equals, so equal logits go to the lower token id.
@@ -90,7 +92,7 @@ class ShardedVocabulary:
         gathered_GSX = self._group.all_gather(packed)
         logits_SK = gathered_GSX[:, :, :width].transpose(0, 1).flatten(1)
         token_ids_SK = gathered_GSX[:, :, width : 2 * width].transpose(0, 1).flatten(1)
-        # Token ids ascend from left to right, and the sort is stable.
+        # Token ids of equal logits ascend from left to right, and the sort is stable.
         logits_SK, order_SK = logits_SK.sort(dim=1, descending=True, stable=True)
         # A token a rank kept back is at most its boundary; which of several at the boundary it kept back is arbitrary.
         boundary_S = gathered_GSX[:, :, -1].amax(0)
@@ -109,7 +111,10 @@ class ShardedVocabulary:
         return self._group.all_gather(logits_SV.logsumexp(1).double()).logsumexp(0)
 
     def _local_candidates(self, logits_SV: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits and token ids in token order, padded to `width`, and the bound of what was kept back."""
+        """Return logits and token ids, padded to `width`, equal logits in token order; and what is left at most."""
+        if width < logits_SV.shape[1] and self._kernels is not None:
+            logits_SK, place_SK = self._kernels.top(logits_SV, width)
+            return logits_SK, place_SK + self._vocab.start, logits_SK[:, -1]
         if width < logits_SV.shape[1]:
             logits_SK, place_SK = logits_SV.topk(width, dim=1, sorted=False)
             place_SK, order_SK = place_SK.sort(dim=1)

@@ -296,7 +296,7 @@ static void draw_rows(void *context, int64_t first, int64_t last) {
     int64_t row = draws->rows[i];
     draw d = {job->logits + row * job->num_columns, job->num_columns,  job->best[row],    1.0f / draws->temperature[i],
               draws->top_k[i],                      draws->top_p[i], draws->min_p[i], draws->uniform[i]};
-    int is_filtered = d.top_k < d.num_columns || d.top_p < 1 || d.min_p > 0;
+    int is_filtered = d.top_k < INT64_MAX || d.top_p < 1 || d.min_p > 0;
     job->index[i] = !isfinite(d.best) ? 0 : is_filtered ? draw_filtered(&d) : draw_any(&d);
   }
 }

@@ -1,0 +1,77 @@
+"""Rows of logits by the C library: no sort of the vocabulary, no tensor of its size beside the logits.
+
+S rows, V vocabulary rows on this rank, P rows with a temperature, K candidates.
+"""
+
+from ctypes import byref
+
+import torch
+from torch import Tensor
+
+from parallel.cpu import abi
+from parallel.cpu.library import KernelLibrary
+from parallel.cpu.threads import ThreadPool
+from parallel.sampling.rows import SampleBatch
+
+
+class CpuRowKernels:
+    """The RowKernels of the CPU tier."""
+
+    def __init__(self, library: KernelLibrary, threads: ThreadPool) -> None:
+        self._calls = library.calls
+        self._threads = threads
+
+    def best(self, logits_SV: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each row's largest logit and where it first is."""
+        num_rows, num_columns = logits_SV.shape
+        best_S, index_S = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.int64)
+        is_sound_S = torch.empty(num_rows, dtype=torch.bool)
+        self._calls.eg_best(
+            self._threads.pointer,
+            logits_SV.data_ptr(),
+            num_rows,
+            num_columns,
+            best_S.data_ptr(),
+            index_S.data_ptr(),
+            is_sound_S.data_ptr(),
+        )
+        return best_S, index_S
+
+    def top(self, logits_SV: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Return the largest logits of each row, and where they are."""
+        num_rows, num_columns = logits_SV.shape
+        top_SK = torch.empty((num_rows, width))
+        index_SK = torch.empty((num_rows, width), dtype=torch.int64)
+        self._calls.eg_top(
+            self._threads.pointer,
+            logits_SV.data_ptr(),
+            num_rows,
+            num_columns,
+            width,
+            top_SK.data_ptr(),
+            index_SK.data_ptr(),
+        )
+        return top_SK, index_SK
+
+    def draw(self, logits_SV: Tensor, best_logit_S: Tensor, batch: SampleBatch) -> Tensor:
+        """Return one token of each row that draws."""
+        token_ids_P = torch.empty(len(batch.random_P), dtype=torch.int64)
+        draws = abi.Draws(
+            num_draws=len(batch.random_P),
+            rows=batch.random_P.ctypes.data,
+            uniform=batch.uniform_P.ctypes.data,
+            temperature=batch.temperature_P.ctypes.data,
+            top_k=batch.top_k_P.ctypes.data,
+            top_p=batch.top_p_P.ctypes.data,
+            min_p=batch.min_p_P.ctypes.data,
+        )
+        best_S = best_logit_S.float()
+        self._calls.eg_draw(
+            self._threads.pointer,
+            logits_SV.data_ptr(),
+            logits_SV.shape[1],
+            best_S.data_ptr(),
+            byref(draws),
+            token_ids_P.data_ptr(),
+        )
+        return token_ids_P
