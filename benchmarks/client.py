@@ -5,6 +5,7 @@ While streams are open nothing is parsed: a client that decodes JSON on the serv
 
 import asyncio
 import ipaddress
+import math
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -30,6 +31,8 @@ class Endpoint:
     api_key: str | None = None
     ignore_eos: bool = True
     """Ask for exactly the planned output length; a field outside the OpenAI API that vLLM has too."""
+    keeps_connections: bool = True
+    """False: a connection for each request, for servers that close theirs after a stream without saying so."""
 
     @property
     def url(self) -> str:
@@ -85,13 +88,19 @@ def require_loopback(base_url: str) -> None:
 
 
 async def closed_loop(
-    endpoint: Endpoint, planned: Sequence[Planned], concurrency: int, max_seconds: float
+    endpoint: Endpoint, planned: Sequence[Planned], concurrency: int, max_seconds: float, send_seconds: float = math.inf
 ) -> list[RawStream]:
-    """Keep `concurrency` streams open until all requests are done or the time is up; return them in order sent."""
+    """Keep `concurrency` streams open until all requests are done or the time is up; return them in order sent.
+
+    After `send_seconds` nothing more is sent; what is open may go on until `max_seconds`.
+    """
     waiting = iter(planned)
+    last_send_s = time.perf_counter() + send_seconds
 
     async def lane(send: "Send") -> None:
         for request in waiting:
+            if time.perf_counter() >= last_send_s:
+                return
             await send(request)
 
     async def drive(send: "Send") -> None:
@@ -137,7 +146,7 @@ async def _run(
     endpoint: Endpoint, max_connections: int, max_seconds: float, drive: Callable[[Send], Awaitable[None]]
 ) -> list[RawStream]:
     streams: list[RawStream] = []
-    connector = aiohttp.TCPConnector(limit=max_connections)
+    connector = aiohttp.TCPConnector(limit=max_connections, force_close=not endpoint.keeps_connections)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=endpoint.headers) as session:
 
