@@ -42,8 +42,7 @@ class Matrix(Structure):
         ("num_outputs", c_int32),
         ("num_inputs", c_int32),
         ("unused", c_int32),
-        ("codes", c_void_p),
-        ("scales", c_void_p),
+        ("packed", c_void_p),
         ("bias", c_void_p),
     ]
 
@@ -151,8 +150,7 @@ FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "eg_threads_start": (_THREADS, (c_int,)),
     "eg_threads_stop": (None, (_THREADS,)),
     "eg_threads_limit": (None, (_THREADS, c_int)),
-    "eg_codes_bytes": (c_size_t, (c_int32, c_int32, c_int32)),
-    "eg_scales_bytes": (c_size_t, (c_int32, c_int32, c_int32)),
+    "eg_packed_bytes": (c_size_t, (c_int32, c_int32, c_int32)),
     "eg_pack_bf16": (None, (_MATRIX, c_int32, c_int32, _DATA)),
     "eg_pack_int8": (None, (_MATRIX, c_int32, c_int32, _DATA, _DATA)),
     "eg_pack_int4": (None, (_MATRIX, c_int32, c_int32, _DATA, _DATA, _DATA)),

@@ -46,16 +46,14 @@ typedef struct eg_matrix {
   int32_t num_outputs; /* R; the last panel is padded with zeros */
   int32_t num_inputs;  /* I; a multiple of 2, of 32 in quantised formats */
   int32_t unused;
-  const void *codes;   /* layout: matrix.c; 64-byte aligned */
-  const void *scales;  /* quantised formats only, else null */
+  const void *packed;  /* codes and scales, 64-byte aligned; layout: matrix_pack.h */
   const float *bias;   /* [R] or null */
 } eg_matrix;
 
-/* Bytes of `codes` and `scales` of a packed matrix. */
-size_t eg_codes_bytes(int32_t format, int32_t num_outputs, int32_t num_inputs);
-size_t eg_scales_bytes(int32_t format, int32_t num_outputs, int32_t num_inputs);
+/* Bytes of `packed`. */
+size_t eg_packed_bytes(int32_t format, int32_t num_outputs, int32_t num_inputs);
 
-/* Pack outputs first .. first + count of a matrix whose buffers are in place; `first` is a multiple of 16, and so is
+/* Pack outputs first .. first + count of a matrix whose buffer is in place; `first` is a multiple of 16, and so is
  * `count` unless it ends the matrix.
  *   bf16: weights [count][I].
  *   int8: codes [count][I] int8, scales [count][I/32] float16.   w = scale * code

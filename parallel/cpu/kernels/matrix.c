@@ -64,21 +64,20 @@ typedef struct strip {
 
 /* A strip of `panels` panels from `panel` on, of which the `panels_ahead` that follow are wanted next. */
 static strip make_strip(const eg_matrix *matrix, int64_t panel, int panels, int64_t panels_ahead, int64_t num_blocks) {
-  int64_t codes_stride = codes_stride_of(matrix->format, matrix->num_inputs);
-  int64_t scales_stride = scales_stride_of(matrix->format, matrix->num_inputs);
-  const char *codes = (const char *)matrix->codes + panel * codes_stride;
+  int64_t stride = panel_bytes_of(matrix->format, matrix->num_inputs);
   strip s = {.kernels = matrix->format == EG_BF16   ? bf16_tile_kernels
                         : matrix->format == EG_INT8 ? int8_tile_kernels
                                                     : int4_nibbles_tile_kernels,
-             .tile = {.codes = codes,
-                      .scales = (const uint16_t *)matrix->scales + panel * scales_stride,
-                      .codes_stride = codes_stride,
-                      .scales_stride = scales_stride,
+             .tile = {.codes = codes_of(matrix, panel),
+                      .scales = scales_of(matrix, panel),
+                      .codes_stride = stride,
+                      .scales_stride = stride,
                       .num_inputs = matrix->num_inputs,
-                      .ahead = codes + panels * codes_stride}};
-  s.fetches_per_tile = codes_stride / 64 * panels;
+                      .ahead = scales_of(matrix, panel + panels)}};
+  s.fetches_per_tile = (stride + 63) / 64 * panels;
   /* Nothing ahead: a step of 0 fetches a single line again and again, which costs nothing. */
-  if (s.fetches_per_tile) s.tile.ahead_step = panels_ahead * codes_stride / (s.fetches_per_tile * num_blocks);
+  if (s.fetches_per_tile)
+    s.tile.ahead_step = divide_up_i64(panels_ahead * stride, s.fetches_per_tile * num_blocks);
   return s;
 }
 
@@ -169,7 +168,7 @@ static void run_product(eg_threads *threads, product *p) {
   p->blocks_per_part = divide_up_i64(num_blocks, num_parts);
   num_parts = divide_up_i64(num_blocks, p->blocks_per_part);
   int64_t strip_panels = TILE_PANELS * (p->is_gated ? 2 : 1);
-  int64_t strip_bytes = codes_stride_of(p->matrix->format, p->matrix->num_inputs) * strip_panels;
+  int64_t strip_bytes = panel_bytes_of(p->matrix->format, p->matrix->num_inputs) * strip_panels;
   int64_t strip_products = p->blocks_per_part * TILE_TOKENS * p->matrix->num_inputs * strip_panels * EG_PANEL;
   int64_t item_ns = max_i64(strip_bytes / bytes_per_ns, strip_products / products_per_ns) + 1;
   int64_t items_per_chunk = min_i64(p->num_strips * num_parts / num_items, divide_up_i64(chunk_ns, item_ns));

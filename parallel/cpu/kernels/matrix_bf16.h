@@ -17,7 +17,7 @@ INLINE void bf16_tile(const eg_tile *tile, float *results, const int tokens, con
     i32x16 weights[TILE_PANELS];
     UNROLL for (int p = 0; p < panels; p++) {
       weights[p] = load_i32(line + p * tile->codes_stride);
-      __builtin_prefetch(ahead, 0, 2);
+      __builtin_prefetch(ahead, 0, 3);
       ahead += tile->ahead_step;
     }
     UNROLL for (int t = 0; t < tokens; t++) {

@@ -23,7 +23,7 @@ INLINE void add_byte_dots(i32x16 dots[TILE_TOKENS][TILE_PANELS], const eg_tile *
     i32x16 weights[TILE_PANELS];
     UNROLL for (int p = 0; p < panels; p++) {
       weights[p] = load_i32(codes + p * tile->codes_stride + quad * 64);
-      __builtin_prefetch(ahead + (quad * panels + p) * tile->ahead_step, 0, 2);
+      __builtin_prefetch(ahead + (quad * panels + p) * tile->ahead_step, 0, 3);
     }
     UNROLL for (int t = 0; t < tokens; t++) {
       i32x16 input = splat_i32(load_lane(values + (quad * tokens + t) * 4));
@@ -41,7 +41,7 @@ INLINE void add_nibble_dots(i32x16 dots[TILE_TOKENS][TILE_PANELS], const eg_tile
       i32x16 line = load_i32(codes + p * tile->codes_stride + quad * 64);
       low[p] = line & low_halves;
       high[p] = (i32x16)((u32x16)line >> 4) & low_halves;
-      __builtin_prefetch(ahead + (quad * panels + p) * tile->ahead_step, 0, 2);
+      __builtin_prefetch(ahead + (quad * panels + p) * tile->ahead_step, 0, 3);
     }
     UNROLL for (int t = 0; t < tokens; t++) {
       i32x16 near = splat_i32(load_lane(values + (quad * tokens + t) * 4));
@@ -58,9 +58,9 @@ INLINE void quantised_tile(const eg_tile *tile, float *results, const int tokens
   UNROLL for (int t = 0; t < tokens; t++)
     UNROLL for (int p = 0; p < panels; p++) sums[t][p] = splat_f32(0);
   const int num_lines = coding == CODES_INT4_NIBBLES ? QUADS / 2 : QUADS;
-  const int scales_per_group = coding == CODES_INT8 ? EG_PANEL : 2 * EG_PANEL;
+  const int scales_bytes = coding == CODES_INT8 ? 2 * EG_PANEL : 4 * EG_PANEL;
   const char *codes = tile->codes, *values = tile->values, *ahead = tile->ahead;
-  const uint16_t *scales = tile->scales;
+  const char *scales = tile->scales;
   const float *input_scales = tile->input_scales;
   const char *input_sums = tile->input_sums;
   for (int64_t group = 0; group < tile->num_inputs / EG_GROUP; group++) {
@@ -74,9 +74,10 @@ INLINE void quantised_tile(const eg_tile *tile, float *results, const int tokens
     else
       add_byte_dots(dots, tile, codes, values, ahead, tokens, panels);
     UNROLL for (int p = 0; p < panels; p++) {
-      const uint16_t *group_scales = scales + p * tile->scales_stride;
+      const char *group_scales = scales + p * tile->scales_stride;
       f32x16 scale = f32_of_f16(load_u16(group_scales));
-      f32x16 minimum = coding == CODES_INT8 ? scale : f32_of_f16(load_u16(group_scales + EG_PANEL));
+      __builtin_prefetch(ahead + (num_lines * panels + p) * tile->ahead_step, 0, 3);
+      f32x16 minimum = coding == CODES_INT8 ? scale : f32_of_f16(load_u16(group_scales + 2 * EG_PANEL));
       UNROLL for (int t = 0; t < tokens; t++) {
         f32x16 dot = __builtin_convertvector(dots[t][p], f32x16) * scale;
         sums[t][p] = fma_f32(dot, splat_f32(input_scales[t]), sums[t][p]);
@@ -86,8 +87,8 @@ INLINE void quantised_tile(const eg_tile *tile, float *results, const int tokens
     }
     codes += num_lines * 64;
     values += tokens * EG_GROUP;
-    ahead += num_lines * panels * tile->ahead_step;
-    scales += scales_per_group;
+    ahead += (num_lines + 1) * panels * tile->ahead_step;
+    scales += scales_bytes;
     input_scales += tokens;
     input_sums += tokens * 4;
   }

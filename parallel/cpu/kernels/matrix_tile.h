@@ -16,10 +16,10 @@
 #define TILE_STRIDE (TILE_PANELS * EG_PANEL) /* floats between two tokens of a tile's results */
 
 typedef struct eg_tile {
-  const char *codes;       /* of the first panel */
-  const uint16_t *scales;  /* of the first panel; quantised formats only */
-  int64_t codes_stride;    /* bytes between panels */
-  int64_t scales_stride;   /* float16s between panels */
+  const char *codes;     /* of the first panel */
+  const char *scales;    /* of the first panel; quantised formats only */
+  int64_t codes_stride;  /* bytes between panels */
+  int64_t scales_stride; /* bytes between panels */
   int64_t num_inputs;
   /* The block's inputs, as eg_prepare left them. */
   const void *values;
