@@ -73,7 +73,7 @@ class _Walk:
 
 
 def _first_matrices(library: KernelLibrary, matrices: Sequence[abi.Matrix]) -> list[abi.Matrix]:
-    sizes = (library.calls.eg_codes_bytes(each.format, each.num_outputs, each.num_inputs) for each in matrices)
+    sizes = (library.calls.eg_packed_bytes(each.format, each.num_outputs, each.num_inputs) for each in matrices)
     return [matrix for matrix, total in zip(matrices, accumulate(sizes), strict=True) if total <= _MAX_BYTES] or [
         matrices[0]
     ]
