@@ -8,8 +8,9 @@
  * Large sums of more than two ranks are divided: each rank adds a share and takes the others' shares from their slots,
  * so that it reads two pieces instead of one per peer. A sum is added in rank order by whoever adds it.
  *
- * A rank that waits spins, then lets other threads run, then sleeps until it is woken. Asleep it looks every few
- * milliseconds whether all peers' processes are still there: a killed one is seen through its pidfd, also as a zombie.
+ * A rank that waits spins, then sleeps until it is woken; it does not yield, which would give a busy core away for a
+ * whole time slice. Every few milliseconds it looks whether all peers' processes are still there: a killed one is seen
+ * through its pidfd, also as a zombie.
  */
 #include <errno.h>
 
@@ -19,7 +20,6 @@
 #if defined(__linux__)
 #include <linux/futex.h>
 #include <poll.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -35,8 +35,8 @@
 #define DIVIDED_FLOATS 4096           /* sums from this size on are divided between more than two ranks */
 #define MIN_SPINS 16
 #define MAX_SPINS 1024                /* pauses: 15 to 50 microseconds */
-#define NUM_YIELDS 1000               /* a third of a millisecond where nobody else wants the core */
-#define LOOK_INTERVAL_NS 5000000      /* how often a sleeper looks after its peers */
+#define FULL_SPIN_INTERVAL 64         /* of so many waits one spins in full, to notice that cores are free again */
+#define LOOK_INTERVAL_NS 2000000      /* how often a sleeper looks after its peers */
 
 /* Of one rank, alone on its cache line. Written by that rank, but for `num_sleepers`. */
 typedef struct {
@@ -50,6 +50,7 @@ struct eg_group {
   int32_t world_size;
   int32_t missing;       /* the rank that a failed call waited for */
   uint32_t num_arrivals; /* this rank's own */
+  uint32_t num_waits;
   int32_t num_spins;     /* how long to spin next time */
   uint32_t turn;         /* which of the two slots the piece under way uses */
   int64_t timeout_ns;
@@ -179,10 +180,10 @@ static int sleep_until_arrived(eg_group *group, int32_t peer) {
   return has_arrived(group, peer) ? EG_OK : status;
 }
 
-/* Spinning is right where every rank has a core; where cores are short it keeps the peer from running. Which of the two
- * it is shows in whether the last spins were worth it. */
+/* Returns whether the peer has arrived. Spinning is right where every rank has a core; where cores are short it keeps
+ * the peer from running. Which of the two it is shows in whether the last spins were worth it. */
 static int spin_for(eg_group *group, int32_t peer) {
-  int32_t spin = 0, limit = group->num_spins;
+  int32_t spin = 0, limit = ++group->num_waits % FULL_SPIN_INTERVAL ? group->num_spins : MAX_SPINS;
   while (!has_arrived(group, peer) && spin++ < limit) spin_pause();
   if (spin > limit)
     group->num_spins = limit / 2 > MIN_SPINS ? limit / 2 : MIN_SPINS;
@@ -191,19 +192,12 @@ static int spin_for(eg_group *group, int32_t peer) {
   return spin <= limit;
 }
 
-static int wait_for(eg_group *group, int32_t peer) {
-  if (spin_for(group, peer)) return EG_OK;
-  /* Returns at once where nobody else wants this core, and gives it to the peer where it has no other. */
-  for (int yield = 0; yield < NUM_YIELDS; yield++, sched_yield())
-    if (has_arrived(group, peer)) return EG_OK;
-  return sleep_until_arrived(group, peer);
-}
-
 /* Arrive, and return once all others have. */
 static int meet(eg_group *group) {
   arrive(group);
   for (int32_t peer = 0; peer < group->world_size; peer++) {
-    int status = peer == group->rank ? EG_OK : wait_for(group, peer);
+    if (peer == group->rank || spin_for(group, peer)) continue;
+    int status = sleep_until_arrived(group, peer);
     if (status != EG_OK) return status;
   }
   return EG_OK;
