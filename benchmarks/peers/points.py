@@ -63,8 +63,10 @@ class Measured:
 class Load:
     """Plans and sends. The same points get the same prompts at every server; no round repeats another's."""
 
-    def __init__(self, tokenizer: Path, time_box_s: float) -> None:
-        """`time_box_s`: a point sends nothing more after it, and is cut after twice as long."""
+    def __init__(self, tokenizer: Path | None, time_box_s: float) -> None:
+        """`tokenizer`: only words that are one token in it are sent. `time_box_s`: a point sends nothing more after it,
+        and is cut after twice as long.
+        """
         self._tokenizer = tokenizer
         self._time_box_s = time_box_s
 

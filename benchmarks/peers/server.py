@@ -22,6 +22,7 @@ MODEL_NAME = "smol"
 _POLL_S = 0.1
 _ANSWER_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 30.0
+_CHILDREN_TIMEOUT_S = 1.0
 _TAIL_LINES = 20
 
 
@@ -123,7 +124,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_TIMEOUT_S)
     # A server that ended in order needs a moment for its children too.
-    _, alive = psutil.wait_procs(members, timeout=3)
+    _, alive = psutil.wait_procs(members, timeout=_CHILDREN_TIMEOUT_S)
     for member in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()

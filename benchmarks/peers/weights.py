@@ -4,7 +4,7 @@ import math
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from benchmarks.peers.model import SOURCE
+from benchmarks.peers.home import SOURCE
 from benchmarks.peers.our_config import Weights
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.source import resolve_checkpoint
