@@ -15,12 +15,9 @@ from parallel.kv_cache import KVCache
 from parallel.layers.shard import Storage
 from parallel.models.loader import describe_weights, load_weights
 from parallel.models.registry import build_model
-from parallel.ops.select import choose_ops
-from parallel.rank.forward import OpByOp
 from parallel.rank.messages import Load, Loaded
-from parallel.rank.stepping import DirectRunner
+from parallel.rank.tiers import Shape, choose_tier
 from parallel.rank.worker import RankWorker
-from parallel.sampling.sampler import Sampler
 from parallel.sharding import ShardPlan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
@@ -48,19 +45,21 @@ def load_rank(load: Load, group: TPGroup, device: torch.device, on_progress: Cal
     checkpoint = open_checkpoint(resolve_checkpoint(load.model, load.revision))
     spec = checkpoint.spec
     shard = ShardPlan.of(spec, group.world_size).ranks[group.rank]
-    ops, choices = choose_ops(device, DTYPES[load.dtype])
-    model = build_model(spec, shard, group, Storage(DTYPES[load.dtype], device, ops))
+    dtype, kv_dtype = DTYPES[load.dtype], DTYPES[load.kv_dtype]
+    tier = choose_tier(device, Shape(dtype, kv_dtype, spec.head_dim, load.block_size))
+    model = build_model(spec, shard, group, Storage(dtype, device, tier.ops))
     plain_because = load_weights(
         model, checkpoint, load.quantization, lambda done, total, detail: report("load", done, total, detail)
     )
-    choices.append(describe_weights(model, ops.name, plain_because))
+    layout = tier.ops.kv_layout(load.block_size, len(shard.kv_heads), spec.head_dim, kv_dtype)
+    kv = KVCache(model.num_layers, load.num_blocks, layout, device)
+    runner, choices = tier.runner(model, kv, group)
+    choices.append(describe_weights(model, tier.ops.name, plain_because))
     if group.choice is not None:
         choices.append(group.choice)
-    layout = ops.kv_layout(load.block_size, len(shard.kv_heads), spec.head_dim, DTYPES[load.kv_dtype])
-    kv = KVCache(model.num_layers, load.num_blocks, layout, device)
     worker = RankWorker(
         model,
-        DirectRunner(OpByOp(model, kv, device), Sampler(group, model.vocab, device)),
+        runner,
         kv,
         max_rows=load.max_rows,
         max_model_len=load.max_model_len,

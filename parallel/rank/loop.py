@@ -17,7 +17,6 @@ from parallel.groups.base import TPGroup
 from parallel.groups.joining import join_group
 from parallel.groups.solo import SoloGroup
 from parallel.groups.store import open_store
-from parallel.ops.select import fastest_tier
 from parallel.rank.channel import LeaderSocket, connect_to_leader
 from parallel.rank.host import memory_of, node_name
 from parallel.rank.loading import load_rank
@@ -34,6 +33,7 @@ from parallel.rank.messages import (
     Shutdown,
     ToRank,
 )
+from parallel.rank.tiers import fastest_tier
 from parallel.rank.worker import LaunchedStep
 
 EXIT_FAILED = 1

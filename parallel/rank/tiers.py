@@ -1,0 +1,92 @@
+"""Which tier computes on this rank, and how it runs a step."""
+
+from typing import NamedTuple
+
+import torch
+
+from parallel.cpu.library import KernelLibrary, KernelsUnavailable
+from parallel.cpu.tier import CpuTier
+from parallel.groups.base import TPGroup
+from parallel.kv_cache import KVCache
+from parallel.models.decoder import CausalLM
+from parallel.ops.choice import OpChoice
+from parallel.ops.torch_ops import TorchOps
+from parallel.rank.forward import OpByOp
+from parallel.rank.stepping import DirectRunner
+from parallel.rank.tier import RunChoice, Tier
+from parallel.sampling.sampler import Sampler
+
+
+class Shape(NamedTuple):
+    """What a tier's kernels must be able to do."""
+
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+    head_dim: int
+    block_size: int
+
+
+class TorchTier:
+    """Tier 0."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, reason: str) -> None:
+        """`reason` says why there is no faster one."""
+        self.ops = TorchOps(dtype)
+        self._device = device
+        self._reason = reason
+
+    def runner(self, model: CausalLM, kv: KVCache, group: TPGroup) -> RunChoice:
+        """Return a runner that goes operation by operation."""
+        runner = DirectRunner(OpByOp(model, kv, self._device), Sampler(group, model.vocab, self._device))
+        details = {
+            "linear": model.lm_head.matmul.name,
+            "attention": "gathered blocks, scaled_dot_product_attention",
+            "norm, rope, activation": "torch",
+            "sampling": "torch",
+            "step": "op by op",
+        }
+        return RunChoice(runner, [OpChoice(op, "torch", detail, self._reason) for op, detail in details.items()])
+
+
+def fastest_tier(device: torch.device) -> str:
+    """Return the name of the fastest tier of this machine, by which the leader divides memory before a model loads."""
+    if device.type == "cpu":
+        return "torch" if isinstance(_library(), str) else "cpu"
+    return "torch"
+
+
+def choose_tier(device: torch.device, shape: Shape) -> Tier:
+    """Return the fastest tier that has kernels for this machine and model. Threads are as many as torch's."""
+    if device.type != "cpu":
+        return TorchTier(shape.dtype, device, "")
+    library = _library()
+    if isinstance(library, str):
+        return TorchTier(shape.dtype, device, library)
+    obstacle = _cpu_obstacle(shape)
+    if obstacle:
+        return TorchTier(shape.dtype, device, obstacle)
+    return CpuTier(library, torch.get_num_threads())
+
+
+def _library() -> KernelLibrary | str:
+    """Return the CPU kernels, or why there are none."""
+    try:
+        return KernelLibrary.load()
+    except KernelsUnavailable as error:
+        return str(error)
+
+
+def _cpu_obstacle(shape: Shape) -> str:
+    if shape.dtype != torch.bfloat16:
+        return f"the CPU kernels multiply bfloat16 and narrower, not {_name(shape.dtype)}"
+    if shape.kv_dtype not in (torch.bfloat16, torch.int8):
+        return f"the CPU kernels keep keys and values in bfloat16 or int8, not {_name(shape.kv_dtype)}"
+    if shape.head_dim % 32 or shape.head_dim > 256:
+        return f"the CPU kernels need head_dim to be a multiple of 32 up to 256, not {shape.head_dim}"
+    if shape.block_size % 16:
+        return f"the CPU kernels need cache.block_size to be a multiple of 16, not {shape.block_size}"
+    return ""
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
