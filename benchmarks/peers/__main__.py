@@ -78,7 +78,12 @@ class Comparison:
         return self._findings.failures
 
     def run(self) -> Path:
-        """Measure everything; return the results file. A server that does not start is reported, not fatal."""
+        """Measure everything; return the results file. A server that does not start is reported, not fatal.
+
+        Raises SystemExit if a peer is not installed.
+        """
+        for peer in self._options.peers:
+            peer.launch(Bench(self._home, self._scratch))  # What is not installed is found before anything starts.
         path = self._write()
         for turn in range(self._options.rounds):
             for peer in self._options.peers:
