@@ -3,30 +3,14 @@
 
 #include "eagle.h"
 
-#if __has_include("threads.c")
 #include "threads.c"
-#endif
-#if __has_include("matrix.c")
-#include "matrix.c"
-#endif
-#if __has_include("attention.c")
-#include "attention.c"
-#endif
-#if __has_include("rotary.c")
-#include "rotary.c"
-#endif
-#if __has_include("layers.c")
-#include "layers.c"
-#endif
-#if __has_include("all_reduce.c")
 #include "all_reduce.c"
-#endif
-#if __has_include("step.c")
-#include "step.c"
-#endif
-#if __has_include("sampling.c")
+#include "attention.c"
+#include "layers.c"
+#include "matrix.c"
+#include "rotary.c"
 #include "sampling.c"
-#endif
+#include "step.c"
 
 int eg_abi_version(void) { return EG_ABI_VERSION; }
 

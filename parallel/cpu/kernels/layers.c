@@ -1,9 +1,8 @@
 /* Norms and the activation: one row after the other, each row's result from its own numbers alone. */
+#include "layers.h"
+
 #include "simd.h"
 #include "threads.h"
-
-/* Rows that are worth handing to a thread together: waking one costs about as much as 16384 numbers. */
-static int64_t rows_per_chunk(int64_t size) { return size >= 16384 ? 1 : 16384 / (size ? size : 1); }
 
 /* The first `count` of 16 lanes; the others are 0 and are not touched. */
 INLINE f32x16 load_part(const float *p, int64_t count) {

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "layers.h"
 #include "matrix.h"
 
 /* ---- buffers ---- */
