@@ -37,7 +37,7 @@ from core.frames import ConnectionLost, authenticate_stream, pack, read_frame
 from deployments.token_channel.client import TcpTransport
 from deployments.token_channel.messages import Accepted, Events, FromGroup, Submit
 from deployments.token_channel.server import TokenChannelServer
-from engine.request import EngineLoad, EventSink, GenerationRequest, TokenEvent
+from engine.request import EngineLoad, EventSink, GenerationRequest, StepEvents, TokenEvent
 from parallel.sampling.params import SamplingParams
 
 Way = Literal["channel", "message per token"]
@@ -102,14 +102,17 @@ class PacedTarget:
             for sink, events in batches:
                 sink(events)
 
-    def _step(self) -> list[tuple[EventSink, list[TokenEvent]]]:
-        batches: dict[EventSink, list[TokenEvent]] = {}
+    def _step(self) -> list[tuple[EventSink, StepEvents]]:
+        batches: dict[EventSink, StepEvents] = {}
         now_us = time.monotonic_ns() // 1000
         for request_id, remaining in list(self._remaining.items()):
-            event = TokenEvent(request_id, [now_us], finish_reason="length" if remaining == 1 else None)
-            batches.setdefault(self._sinks[request_id], []).append(event)
+            batch = batches.setdefault(self._sinks[request_id], StepEvents([], [], []))
             self._remaining[request_id] = remaining - 1
-            if remaining == 1:
+            if remaining > 1:
+                batch.request_ids.append(request_id)
+                batch.token_ids.append(now_us)
+            else:
+                batch.events.append(TokenEvent(request_id, [now_us], finish_reason="length"))
                 del self._remaining[request_id], self._sinks[request_id]
         return list(batches.items())
 
@@ -130,7 +133,7 @@ class MessagePerTokenServer:
         await authenticate_stream(reader, writer, self._secret)
         loop = asyncio.get_running_loop()
 
-        def sink(events: list[TokenEvent]) -> None:
+        def sink(events: StepEvents) -> None:
             for event in events:
                 loop.call_soon_threadsafe(writer.write, pack(msgspec.msgpack.encode(Events([event]))))
 

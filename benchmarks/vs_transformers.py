@@ -29,7 +29,7 @@ from engine.engine import Engine, start_engine
 from engine.rank_pools.local_launcher import LocalLauncher
 from engine.rank_pools.options import PoolOptions
 from engine.rank_pools.socket_pool import SocketRankPool
-from engine.request import GenerationRequest, TokenEvent
+from engine.request import GenerationRequest, StepEvents
 from parallel.sampling.params import SamplingParams
 
 OURS = "eagleray"
@@ -87,7 +87,7 @@ class _Answer:
         self.first_at = 0.0
         self.token_ids: list[int] = []
 
-    def take(self, events: list[TokenEvent]) -> None:
+    def take(self, events: StepEvents) -> None:
         for event in events:
             self.first_at = self.first_at or time.perf_counter()
             self.token_ids += event.token_ids

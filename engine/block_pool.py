@@ -8,7 +8,8 @@ Every block is in exactly one of the three states, and every operation costs O(1
 published too: then other requests find and share it.
 """
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from core.errors import EaglerayError
@@ -43,9 +44,10 @@ class BlockPool:
         self._listener = listener
         self._free = list(range(num_blocks - 1, -1, -1))
         self._ref_counts = [0] * num_blocks
-        # Keys in order of release: the first one is the least recently used.
-        self._cached: dict[int, None] = {}
-        self._hash_of: dict[int, BlockHash] = {}
+        # Keys in order of release: the first one is the least recently used. Not a plain dict, which finds its first
+        # key by walking over all that were deleted before it.
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._hash_of: list[BlockHash | None] = [None] * num_blocks
         self._block_of: dict[BlockHash, int] = {}
 
     @property
@@ -96,7 +98,7 @@ class BlockPool:
             self._ref_counts[block] -= 1
             assert self._ref_counts[block] >= 0, f"block {block} was released more often than referenced"
             if self._ref_counts[block] == 0:
-                if block in self._hash_of:
+                if self._hash_of[block] is not None:
                     self._cached[block] = None
                 else:
                     self._free.append(block)
@@ -117,7 +119,7 @@ class BlockPool:
         stored: list[BlockHash] = []
         for block, block_hash in zip(blocks, block_hashes, strict=True):
             assert self._ref_counts[block] > 0, f"block {block} was published without a reference"
-            if block_hash not in self._block_of and block not in self._hash_of:
+            if block_hash not in self._block_of and self._hash_of[block] is None:
                 self._block_of[block_hash] = block
                 self._hash_of[block] = block_hash
                 stored.append(block_hash)
@@ -126,11 +128,7 @@ class BlockPool:
 
     def forget(self, blocks: Sequence[int]) -> None:
         """Make referenced blocks impossible to find; they become free once nobody refers to them."""
-        evicted = [self._hash_of.pop(block) for block in blocks if block in self._hash_of]
-        for block_hash in evicted:
-            del self._block_of[block_hash]
-        if evicted and self._listener is not None:
-            self._listener.on_evicted(evicted)
+        self._unname(block for block in blocks if self._hash_of[block] is not None)
 
     def check_integrity(self) -> None:
         """Check that every block is in exactly one state and that both indexes agree. Raises AssertionError."""
@@ -140,18 +138,24 @@ class BlockPool:
         assert free | cached | referenced == set(range(self.num_blocks)), "a block is lost"
         assert len(free) + len(cached) + len(referenced) == self.num_blocks, "a block is in two states"
         assert all(count >= 0 for count in self._ref_counts), "a reference count is negative"
-        assert cached <= self._hash_of.keys(), "a cached block has no hash"
-        assert not free & self._hash_of.keys(), "a free block has a hash"
-        assert self._block_of == {block_hash: block for block, block_hash in self._hash_of.items()}, "indexes differ"
+        names = {block: block_hash for block, block_hash in enumerate(self._hash_of) if block_hash is not None}
+        assert cached <= names.keys(), "a cached block has no hash"
+        assert not free & names.keys(), "a free block has a hash"
+        assert self._block_of == {block_hash: block for block, block_hash in names.items()}, "indexes differ"
 
     def _evict(self, count: int) -> None:
+        blocks = [self._cached.popitem(last=False)[0] for _ in range(count)]
+        self._unname(blocks)
+        self._free += blocks
+
+    def _unname(self, blocks: Iterable[int]) -> None:
+        """Make blocks that have a hash impossible to find."""
         evicted: list[BlockHash] = []
-        for _ in range(count):
-            block = next(iter(self._cached))
-            del self._cached[block]
-            block_hash = self._hash_of.pop(block)
+        for block in blocks:
+            block_hash = self._hash_of[block]
+            assert block_hash is not None, f"block {block} has no hash"
+            self._hash_of[block] = None
             del self._block_of[block_hash]
-            self._free.append(block)
             evicted.append(block_hash)
-        if self._listener is not None:
+        if evicted and self._listener is not None:
             self._listener.on_evicted(evicted)

@@ -17,10 +17,11 @@ from engine.block_pool import BlockListener, BlockPool
 from engine.config import EngineConfig
 from engine.intake import RETRY_AFTER_S, Intake
 from engine.memory import MemoryPlan
+from engine.outbox import Outbox
 from engine.prefix_cache import PrefixCache
 from engine.ranks import RankPool
-from engine.request import EngineLoad, EventSink, GenerationRequest, TokenEvent
-from engine.scheduler import Outcome, Scheduler
+from engine.request import EngineLoad, EventSink, GenerationRequest
+from engine.scheduler import Scheduler
 from engine.stats import EngineStats
 from engine.step_deadline import StepDeadline
 from engine.step_writer import ScheduledStep
@@ -53,18 +54,24 @@ class Engine:
         clock: Clock | None = None,
         block_listener: BlockListener | None = None,
         ops: Sequence[OpChoice] = (),
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`ranks` must be loaded. It stays the caller's to close. `ops` is what they compute with, to be shown."""
+        """`ranks` must be loaded. It stays the caller's to close.
+
+        `ops` is what they compute with, to be shown; `stats` are measured with `timer`.
+        """
         self.ops = tuple(ops)
         self.stats = EngineStats()
         self.max_model_len = config.model.max_model_len or spec.max_context
         self._ranks = ranks
         self._clock = clock or MonotonicClock()
+        self._timer = timer
         self._max_steps_under_way = config.scheduler.max_steps_under_way
         cache, limits = config.cache, config.scheduler
         self._pool = BlockPool(num_blocks, block_listener)
         prefix_cache = PrefixCache(self._pool, cache.block_size, cache.prefix_caching)
-        self._scheduler = Scheduler(limits, self._pool, prefix_cache, cache.block_size)
+        self._outbox = Outbox()
+        self._scheduler = Scheduler(limits, self._pool, prefix_cache, cache.block_size, self._outbox)
         admission = Admission(spec, self.max_model_len, num_blocks, cache.block_size)
         max_live = limits.max_running + limits.max_waiting
         self._intake = Intake(admission, max_live, cache.block_size, cache.prefix_caching, self._clock)
@@ -107,13 +114,13 @@ class Engine:
 
     def load(self) -> EngineLoad:
         """Return how busy the engine is, a step old at most."""
-        live = self._intake.live()
+        live = self._intake.totals()
         counters, pool = self._scheduler.counters, self._pool
-        num_running = min(len(live), len(self._scheduler.running))
+        num_running = min(live.num_requests, len(self._scheduler.running))
         return EngineLoad(
             num_running=num_running,
-            num_waiting=len(live) - num_running,
-            num_outstanding_tokens=sum(request.num_outstanding_tokens for request in live),
+            num_waiting=live.num_requests - num_running,
+            num_outstanding_tokens=live.num_tokens - self._scheduler.num_computed_tokens,
             num_blocks=pool.num_blocks,
             num_free_blocks=pool.num_free,
             num_cached_blocks=pool.num_cached,
@@ -134,7 +141,7 @@ class Engine:
         failure = ReplicaFailed("the engine thread ended unexpectedly")
         try:
             while self._closed_by is None:
-                if not self.step() and not self._intake.sleep(IDLE_CHECK_S):
+                if not self._advance() and not self._intake.sleep(IDLE_CHECK_S):
                     self._check_ranks()
         except ReplicaFailed as error:
             failure = error
@@ -152,83 +159,91 @@ class Engine:
 
         Raises ReplicaFailed.
         """
-        outcomes = self._take_orders()
+        has_worked = self._advance()
+        return self._tell() or has_worked
+
+    def _advance(self) -> bool:
+        """Do a step, but leave what it gave to be told when the next plan is on its way. Raises ReplicaFailed."""
+        self._take_orders()
         step = self._plan()
         if step is not None:
             self._send(step)
-        if self._under_way and (step is None or len(self._under_way) == self._max_steps_under_way):
-            outcomes += self._collect()
-        self._emit(outcomes)
-        return step is not None or bool(outcomes) or bool(self._under_way)
+        # From here on the ranks compute, and need nothing of us.
+        has_told = self._tell()
+        self._publish()
+        has_collected = self._collect(is_idle=step is None)
+        return step is not None or has_told or has_collected
 
     def _check_ranks(self) -> None:
         """Have the ranks answer an empty plan. Raises ReplicaFailed."""
         self._ranks.submit(self._scheduler.empty_plan())
         self._ranks.collect(self._step_timeout_s)
 
-    def _take_orders(self) -> list[Outcome]:
+    def _take_orders(self) -> None:
         """Take in what other threads asked for and what the clock says."""
-        outcomes: list[Outcome] = []
+        started = self._timer()
         for live in self._intake.take_new():
             self._scheduler.add(live)
         for live in self._intake.take_cancelled():
-            outcomes += self._scheduler.cancel(live)
-        return outcomes + self._scheduler.expire(self._clock.now_s())
+            self._scheduler.cancel(live)
+        self._scheduler.expire(self._clock.now_s())
+        self.stats.intake_s += self._timer() - started
 
     def _plan(self) -> ScheduledStep | None:
-        started = time.perf_counter()
+        started = self._timer()
         step = self._scheduler.plan()
-        self.stats.plan_s += time.perf_counter() - started
+        self.stats.plan_s += self._timer() - started
         return step
 
     def _send(self, step: ScheduledStep) -> None:
-        started = time.perf_counter()
+        started = self._timer()
         self._ranks.submit(step.plan)
         self._under_way.append(step)
-        self.stats.submit_s += time.perf_counter() - started
+        self.stats.submit_s += self._timer() - started
 
-    def _collect(self) -> list[Outcome]:
-        """Wait for the oldest step under way and commit it."""
-        started = time.perf_counter()
+    def _tell(self) -> bool:
+        """Hand every sink what is for it in one call; return whether there was anything."""
+        if self._outbox.is_empty:
+            return False
+        started = self._timer()
+        self._intake.forget(self._outbox.take_ended())
+        for sink in self._outbox.deliver():
+            self._abandon(sink)
+        self.stats.tell_s += self._timer() - started
+        return True
+
+    def _publish(self) -> None:
+        started = self._timer()
+        self._scheduler.publish()
+        self.stats.publish_s += self._timer() - started
+
+    def _collect(self, is_idle: bool) -> bool:
+        """Wait for the oldest step under way and commit it, unless another one may be sent before; return whether."""
+        if not self._under_way or (not is_idle and len(self._under_way) < self._max_steps_under_way):
+            return False
+        started = self._timer()
         step = self._under_way.popleft()
         result = self._ranks.collect(self._step_deadline.limit_s(step.num_tokens))
-        collected = time.perf_counter()
-        outcomes = self._scheduler.commit(step, result)
+        collected = self._timer()
+        self._scheduler.commit(step, result)
         self._step_deadline.record(step.num_tokens, result.rank_time_s)
         self.stats.num_steps += 1
-        self.stats.wait_s += collected - started
-        self.stats.commit_s += time.perf_counter() - collected
-        return outcomes
-
-    def _emit(self, outcomes: list[Outcome]) -> None:
-        """Hand every sink its events in one call."""
-        if not outcomes:
-            return
-        started = time.perf_counter()
-        self._intake.forget(live for live, _ in outcomes if live.is_ended)
-        by_sink: dict[EventSink, list[TokenEvent]] = {}
-        for live, event in outcomes:
-            by_sink.setdefault(live.sink, []).append(event)
-        for sink, events in by_sink.items():
-            try:
-                sink(events)
-            except Exception:
-                logger.exception("event sink failed")
-                self._abandon(sink)
-        self.stats.emit_s += time.perf_counter() - started
+        self.stats.receive_s += collected - started
+        self.stats.commit_s += self._timer() - collected
+        return True
 
     def _abandon(self, sink: EventSink) -> None:
         """End the requests of a consumer that can no longer be told."""
-        abandoned = [live for live in self._intake.live() if live.sink == sink]
-        for live in abandoned:
-            self._scheduler.cancel(live)
-        self._intake.forget(abandoned)
+        for live in self._intake.live():
+            if live.sink == sink:
+                self._scheduler.cancel(live)
+        self._outbox.discard(sink)
+        self._intake.forget(self._outbox.take_ended())
 
     def _end_all(self, error: EaglerayError) -> None:
-        outcomes: list[Outcome] = []
         for live in self._intake.live():
-            outcomes += self._scheduler.fail(live, error)
-        self._emit(outcomes)
+            self._scheduler.fail(live, error)
+        self._tell()
 
     def _refuse_for(self, error: EaglerayError) -> EaglerayError:
         """Refuse new requests; return the first error the engine was closed by."""

@@ -25,7 +25,7 @@ from engine.engine import Engine, start_engine
 from engine.rank_pools.local_launcher import LocalLauncher
 from engine.rank_pools.options import PoolOptions
 from engine.rank_pools.socket_pool import SocketRankPool
-from engine.request import GenerationRequest, TokenEvent
+from engine.request import GenerationRequest, StepEvents
 from engine.text import TextStream
 from engine.tokenizer import Tokenizer
 from parallel.checkpoint.source import resolve_checkpoint
@@ -149,7 +149,7 @@ def _running_engine(config: EngineConfig) -> Iterator[Engine]:
 
 def _stream(engine: Engine, request: GenerationRequest, tokenizer: Tokenizer) -> Figures:
     """Write the answer to standard output as it comes. Raises what the request ended with."""
-    events: queue.SimpleQueue[list[TokenEvent]] = queue.SimpleQueue()
+    events: queue.SimpleQueue[StepEvents] = queue.SimpleQueue()
     text = TextStream(tokenizer, request.token_ids)
     started = time.perf_counter()
     engine.submit(request, events.put)

@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from core.clock import Clock
 from core.errors import EaglerayError, ErrorInfo, InvalidRequest, QueueFull
@@ -11,9 +12,18 @@ from engine.admission import Admission
 from engine.live_request import LiveRequest
 from engine.prefix_cache import BlockHasher
 from engine.request import EventSink, GenerationRequest
+from parallel.plan import pack_integers
 
 RETRY_AFTER_S = 1.0
 """What a refused caller is told to wait: about the time in which a busy engine finishes something."""
+
+
+class LiveTotals(NamedTuple):
+    """Sums over all accepted requests that have not ended."""
+
+    num_requests: int
+    num_tokens: int
+    """Prompt and output at full length."""
 
 
 class Intake:
@@ -32,6 +42,7 @@ class Intake:
         # Guards all below. Never held while foreign code is called.
         self._lock = threading.Lock()
         self._live: dict[str, LiveRequest] = {}
+        self._num_live_tokens = 0
         self._new: deque[LiveRequest] = deque()
         self._cancelled: deque[LiveRequest] = deque()
         self._refusal: ErrorInfo | None = None
@@ -39,7 +50,11 @@ class Intake:
     def submit(self, request: GenerationRequest, sink: EventSink) -> None:
         """Accept a request. Raises InvalidRequest, ContextTooLong, QueueFull, or what `refuse` was told."""
         self._admission.check(request)
-        hasher = self._hash_prompt(request)
+        # A long prompt takes milliseconds to hash, which the caller's thread has and the engine's has not.
+        packed_tokens = pack_integers(request.token_ids)
+        hasher = BlockHasher(self._block_size, request.cache_salt)
+        if self._hashes_prompts:
+            hasher.extend(packed_tokens, (len(request.token_ids) - 1) // self._block_size)
         max_length, stop_ids = self._admission.max_length(request), self._admission.stop_ids(request)
         deadline_at_s = None if request.deadline_s is None else self._clock.now_s() + request.deadline_s
         with self._lock:
@@ -47,6 +62,7 @@ class Intake:
             live = LiveRequest(
                 request,
                 sink,
+                packed_tokens=packed_tokens,
                 arrival=next(self._arrivals),
                 deadline_at_s=deadline_at_s,
                 max_length=max_length,
@@ -54,6 +70,7 @@ class Intake:
                 hasher=hasher,
             )
             self._live[request.request_id] = live
+            self._num_live_tokens += max_length
             self._new.append(live)
         self._wakeup.set()
 
@@ -79,6 +96,11 @@ class Intake:
         with self._lock:
             return list(self._live.values())
 
+    def totals(self) -> LiveTotals:
+        """Return how much was accepted and has not ended."""
+        with self._lock:
+            return LiveTotals(len(self._live), self._num_live_tokens)
+
     def sleep(self, timeout_s: float) -> bool:
         """Block until something happened since the last call; return whether it did within `timeout_s`.
 
@@ -101,13 +123,7 @@ class Intake:
         with self._lock:
             for live in ended:
                 del self._live[live.request.request_id]
-
-    def _hash_prompt(self, request: GenerationRequest) -> BlockHasher:
-        # A long prompt takes milliseconds to hash, which the caller's thread has and the engine's has not.
-        hasher = BlockHasher(self._block_size, request.cache_salt)
-        if self._hashes_prompts:
-            hasher.extend(request.token_ids, (len(request.token_ids) - 1) // self._block_size)
-        return hasher
+                self._num_live_tokens -= live.max_length
 
     def _check_open(self, request_id: str) -> None:
         if self._refusal is not None:

@@ -8,8 +8,6 @@ equal salts, and looking a prefix up is one dictionary access per block.
 from collections.abc import Sequence
 from hashlib import blake2b
 
-import numpy as np
-
 from engine.block_pool import BlockHash, BlockPool
 
 HASH_BYTES = 16
@@ -25,16 +23,12 @@ class BlockHasher:
         self.hashes: list[BlockHash] = []
         """One per full block hashed so far, in order."""
 
-    def extend(self, token_ids: Sequence[int], num_blocks: int) -> None:
-        """Hash up to `num_blocks` full blocks of `token_ids`, which must begin with the tokens hashed before."""
-        start, size = len(self.hashes), self._block_size * _TOKEN_BYTES
-        if start >= num_blocks:
-            return
-        tail = token_ids[start * self._block_size : num_blocks * self._block_size]
-        data = np.asarray(tail, dtype="<u4").tobytes()
+    def extend(self, packed_tokens: bytes | bytearray, num_blocks: int) -> None:
+        """Hash up to `num_blocks` full blocks of packed token ids, which must begin with the tokens hashed before."""
+        size = self._block_size * _TOKEN_BYTES
         parent = self.hashes[-1] if self.hashes else self._root
-        for offset in range(0, len(data), size):
-            parent = blake2b(parent + data[offset : offset + size], digest_size=HASH_BYTES).digest()
+        for offset in range(len(self.hashes) * size, num_blocks * size, size):
+            parent = blake2b(parent + packed_tokens[offset : offset + size], digest_size=HASH_BYTES).digest()
             self.hashes.append(parent)
 
 
@@ -46,15 +40,15 @@ class PrefixCache:
         self._block_size = block_size
         self._is_enabled = is_enabled
 
-    def match(self, hasher: BlockHasher, token_ids: Sequence[int]) -> list[int]:
-        """Return the blocks that hold the longest known prefix of `token_ids`, unchanged and not yet shared.
+    def match(self, hasher: BlockHasher, packed_tokens: bytes | bytearray) -> list[int]:
+        """Return the blocks that hold the longest known prefix of the tokens, unchanged and not yet shared.
 
         Never covers all tokens: the last one must be computed to sample the next.
         """
         if not self._is_enabled:
             return []
-        max_blocks = (len(token_ids) - 1) // self._block_size
-        hasher.extend(token_ids, max_blocks)
+        max_blocks = (len(packed_tokens) // _TOKEN_BYTES - 1) // self._block_size
+        hasher.extend(packed_tokens, max_blocks)
         found: list[int] = []
         for block_hash in hasher.hashes[:max_blocks]:
             block = self._pool.find(block_hash)
@@ -64,10 +58,10 @@ class PrefixCache:
         return found
 
     def publish(
-        self, hasher: BlockHasher, token_ids: Sequence[int], blocks: Sequence[int], first: int, end: int
+        self, hasher: BlockHasher, packed_tokens: bytes | bytearray, blocks: Sequence[int], first: int, end: int
     ) -> None:
         """Make blocks `first` to `end` (exclusive) of a block table findable. They must be full and committed."""
         if not self._is_enabled:
             return
-        hasher.extend(token_ids, end)
+        hasher.extend(packed_tokens, end)
         self._pool.publish(blocks[first:end], hasher.hashes[first:end])

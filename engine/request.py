@@ -1,6 +1,6 @@
 """What enters the engine and what leaves it: token ids, never text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import msgspec
@@ -49,8 +49,28 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
         return self.finish_reason is not None or self.error is not None
 
 
-EventSink = Callable[[list[TokenEvent]], None]
-"""Takes all events of one step that belong to one consumer; called on the engine thread, must not block or raise."""
+class StepEvents(msgspec.Struct, frozen=True, array_like=True):
+    """What the engine has for one consumer after a step. Iterate for one event a request, or read the parts.
+
+    Nearly every token of a busy engine is neither the first nor the last of its request and comes without logprobs.
+    Such tokens are not worth an object each: they come as two parallel lists, and precede `events`.
+    """
+
+    request_ids: list[str] = []
+    """Requests that got one token and have nothing else to tell."""
+    token_ids: list[int] = []
+    """Their tokens."""
+    events: list[TokenEvent] = []
+    """First tokens, ends, tokens with logprobs."""
+
+    def __iter__(self) -> Iterator[TokenEvent]:
+        for request_id, token_id in zip(self.request_ids, self.token_ids, strict=True):
+            yield TokenEvent(request_id, [token_id])
+        yield from self.events
+
+
+EventSink = Callable[[StepEvents], None]
+"""Takes what the engine has for one consumer; called on the engine thread, must not block or raise."""
 
 
 class EngineLoad(msgspec.Struct, frozen=True, array_like=True):

@@ -3,23 +3,35 @@ are computed, and a step plan says how many more of each request's tokens to com
 
 Requests are ordered by (priority, arrival), always. The first in order is never preempted for another, and can be
 refused room only while nothing it could preempt is left, which admission rules out; so every step makes progress.
+
+A decode step costs next to nothing per request: what is the same from step to step is kept in a `DecodeBatch`, tokens
+go to the `TokenLog` for all rows at once, and the `Agenda` knows the few requests to which something happens.
 """
 
 from bisect import insort
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from core.errors import DeadlineExceeded, EaglerayError, ErrorInfo, ReplicaFailed
+from engine.agenda import Agenda
 from engine.block_pool import BlockPool
 from engine.config import SchedulerConfig
+from engine.decode_batch import DecodeBatch, addressees_of
 from engine.live_request import LiveRequest, RowStay
+from engine.outbox import Outbox
 from engine.prefix_cache import PrefixCache
 from engine.request import FinishReason, TokenEvent
-from engine.step_writer import ScheduledStep, StepWriter
+from engine.step_writer import NOBODY, ScheduledStep, StepWriter
+from engine.stop_tokens import StopTokens
+from engine.token_log import TokenLog
 from engine.waiting_queue import RequestQueue
-from parallel.plan import RowToken, StepPlan, StepResult
+from parallel.plan import RowToken, StepPlan, StepResult, TokenLogprobs, unpack_integers
 
-Outcome = tuple[LiveRequest, TokenEvent]
-"""An event and whose it is."""
+_LOG_SLACK = 4
+"""Decode steps that the token log holds beyond a block's: those between a block's end and its being taken over."""
 
 
 @dataclass(slots=True)
@@ -39,18 +51,41 @@ class Scheduler:
     """Owns every waiting and running request, their blocks and rows. Used by the engine thread only.
 
     `plan` and `commit` alternate; more than one plan may be out before the first is committed, and commits come in the
-    order of plans.
+    order of plans. What requests are to be told goes to `outbox`, which is empty at every commit.
     """
 
-    def __init__(self, config: SchedulerConfig, pool: BlockPool, prefix_cache: PrefixCache, block_size: int) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        prefix_cache: PrefixCache,
+        block_size: int,
+        outbox: Outbox,
+    ) -> None:
         self.counters = SchedulerCounters()
         self.running: list[RowStay] = []
         """In order."""
+        self.num_computed_tokens = 0
+        """Of all running requests."""
+        self._prefilling: list[RowStay] = []
+        """Those of them that are not wholly scheduled yet, in order."""
+        self._decoding: list[RowStay] = []
+        """Those of them that have a part in the next decode step."""
+        self._batch: DecodeBatch | None = NOBODY
+        """The same, or None since the list has changed."""
         self._config = config
         self._pool = pool
         self._prefix_cache = prefix_cache
         self._block_size = block_size
+        self._stop_tokens = StopTokens()
+        self._outbox = outbox
         self._writer = StepWriter(config.max_running)
+        self._log = TokenLog(block_size + _LOG_SLACK, config.max_running)
+        self._agenda = Agenda(block_size)
+        self._tick = 0
+        """Of the latest plan; the log's is that of the latest commit."""
+        self._unpublished: list[RowStay] = []
+        """Stays that may have full blocks which the prefix cache does not know."""
         self._waiting: RequestQueue[tuple[int, int]] = RequestQueue()
         self._deadlines: RequestQueue[float] = RequestQueue()
 
@@ -62,72 +97,89 @@ class Scheduler:
 
     def plan(self) -> ScheduledStep | None:
         """Return the next step, or None when nothing can be computed before a result comes or a request arrives."""
-        prefills = self._schedule_decodes()
-        self._schedule_prefills(prefills)
+        self._schedule_decodes()
+        self._schedule_prefills()
         self._admit()
-        return self._writer.finish()
+        step = self._writer.finish()
+        self._tick += step is not None
+        return step
 
     def empty_plan(self) -> StepPlan:
         """Return a plan that computes nothing; it has a result but nothing to commit."""
         return self._writer.finish_anyway().plan
 
-    def commit(self, step: ScheduledStep, result: StepResult) -> list[Outcome]:
-        """Take in what a step computed and sampled; return one event for each request that got a token or ended.
-
-        Raises ReplicaFailed if the result does not answer the plan.
-        """
+    def commit(self, step: ScheduledStep, result: StepResult) -> None:
+        """Take in what a step computed and sampled. Raises ReplicaFailed if the result does not answer the plan."""
         _check_answers(step, result)
         self.counters.num_steps += 1
-        outcomes: list[Outcome] = []
-        tokens = iter(result.tokens)
-        for stay, num_tokens, is_sampled in step.chunks:
-            token = next(tokens) if is_sampled else None
-            if stay.is_over:
-                continue
-            self._advance(stay, num_tokens)
-            if token is not None:
-                outcomes.append((stay.live, self._take_token(stay, token)))
-        return outcomes
+        token_ids = unpack_integers(result.sampled.token_ids)
+        remarks = {token.row: token for token in result.sampled.remarks}
+        self._commit_decodes(step, token_ids[: len(step.decodes)], remarks)
+        if step.prefills:
+            self._commit_prefills(step, token_ids[len(step.decodes) :].tolist(), remarks)
+        self._unpublished += self._agenda.filling(self._log.tick)
 
-    def cancel(self, live: LiveRequest) -> list[Outcome]:
+    def publish(self) -> None:
+        """Have the prefix cache know every block that committed steps have filled; soon enough after each commit."""
+        unpublished, self._unpublished = self._unpublished, []
+        for stay in unpublished:
+            if not stay.is_over:
+                self._publish(stay)
+
+    def cancel(self, live: LiveRequest) -> None:
         """End a waiting or running request; its blocks are available at once."""
-        return [] if live.is_ended else [(live, self._end(live, finish_reason="cancelled"))]
+        if not live.is_ended:
+            self._end(live, finish_reason="cancelled")
 
-    def fail(self, live: LiveRequest, error: EaglerayError) -> list[Outcome]:
+    def fail(self, live: LiveRequest, error: EaglerayError) -> None:
         """End a waiting or running request with an error."""
-        return [] if live.is_ended else [(live, self._end(live, error=ErrorInfo.of(error)))]
+        if not live.is_ended:
+            self._end(live, error=ErrorInfo.of(error))
 
-    def expire(self, now_s: float) -> list[Outcome]:
+    def expire(self, now_s: float) -> None:
         """End every request whose deadline has passed."""
-        outcomes: list[Outcome] = []
         while (deadline_at_s := self._deadlines.peek_key()) is not None and deadline_at_s <= now_s:
             live = self._deadlines.pop()
             state = "waiting" if live.stay is None else "running"
-            num_output = len(live.token_ids) - live.request.num_prompt_tokens
+            num_output = live.num_tokens - live.request.num_prompt_tokens
             message = (
                 f"the deadline of {live.request.deadline_s:g} s passed while {state}, {num_output} tokens generated"
             )
-            outcomes += self.fail(live, DeadlineExceeded(message))
-        return outcomes
+            self.fail(live, DeadlineExceeded(message))
 
-    def _schedule_decodes(self) -> list[RowStay]:
-        """Give every running request that needs one token its token; return those that need more, in order."""
-        prefills: list[RowStay] = []
-        # Preemption takes from the end of `running`, at or after the current stay, so it never takes one that is in the
-        # plan already, or among the prefills found so far.
-        for stay in self.running:
-            num_tokens = stay.num_unscheduled_tokens
-            if num_tokens > 1:
-                prefills.append(stay)
-            elif num_tokens == 1 and self._has_room(stay):
-                self._writer.compute(stay, 1)
-        return prefills
+    # Planning
 
-    def _schedule_prefills(self, prefills: list[RowStay]) -> None:
-        for stay in prefills:
+    def _schedule_decodes(self) -> None:
+        """Give every decoding request its token, preempting others for lack of blocks if need be."""
+        tick = self._tick + 1
+        growing = self._agenda.growing(tick)
+        if growing:
+            self._grow(growing)
+        ending = self._agenda.ending(tick)
+        if self._batch is None:
+            self._batch = DecodeBatch(self._decoding)
+        self._writer.decode(self._batch, ending)
+        for stay in ending:
+            self._stop_decoding(stay)
+
+    def _grow(self, growing: Sequence[RowStay]) -> None:
+        """Give each stay a block, or preempt the last in order until there is one for each that is left."""
+        while len(growing) > self._pool.num_available:
+            self._preempt(self.running[-1])
+            growing = [stay for stay in growing if not stay.is_over]
+        for stay, block in zip(growing, self._pool.allocate(len(growing)), strict=True):
+            self._writer.append_block(stay, block)
+            self._agenda.note(stay)
+
+    def _schedule_prefills(self) -> None:
+        for stay in self._prefilling.copy():
             self._compute_chunk(stay)
 
     def _admit(self) -> None:
+        if self._waiting.peek() is None:
+            return
+        # So that a request finds the prefix that another one has just computed.
+        self.publish()
         while self._budget > 0 and self._writer.has_free_row and (live := self._waiting.peek()) is not None:
             if (blocks := self._find_blocks(live)) is None:
                 return
@@ -140,20 +192,9 @@ class Scheduler:
 
     def _compute_chunk(self, stay: RowStay) -> None:
         num_tokens = min(stay.num_unscheduled_tokens, self._config.max_prefill_chunk, self._budget)
-        if num_tokens > 0:
-            self._writer.compute(stay, num_tokens)
-
-    def _has_room(self, stay: RowStay) -> bool:
-        """Whether the stay has a slot for one more token, after preempting others if need be, or itself at last."""
-        if stay.num_scheduled_tokens < len(stay.blocks) * self._block_size:
-            return True
-        while self._pool.num_available == 0:
-            victim = self.running[-1]
-            self._preempt(victim)
-            if victim is stay:
-                return False
-        self._writer.append_block(stay, self._pool.allocate(1)[0])
-        return True
+        if num_tokens > 0 and self._writer.prefill(stay, num_tokens):
+            self._prefilling.remove(stay)
+            self._start_decoding(stay)
 
     def _find_blocks(self, live: LiveRequest) -> tuple[list[int], int] | None:
         """Return referenced blocks for all tokens of a waiting request and how many of them are cached, or None.
@@ -161,28 +202,48 @@ class Scheduler:
         One block more must be left for each running request, so that admission does not cause the next preemption. It
         also keeps a preempted request from coming right back: it asks for all it released, and somebody took a block.
         """
-        cached = self._prefix_cache.match(live.hasher, live.token_ids)
-        num_new = -(-len(live.token_ids) // self._block_size) - len(cached)
+        cached = self._prefix_cache.match(live.hasher, live.packed_tokens)
+        num_new = -(-live.num_tokens // self._block_size) - len(cached)
         num_revived = sum(map(self._pool.is_cached, cached))
         if num_new + num_revived + len(self.running) > self._pool.num_available:
             return None
         self._pool.share(cached)
         return cached + self._pool.allocate(num_new), len(cached)
 
+    # Stays
+
     def _start(self, live: LiveRequest, blocks: list[int], num_cached_blocks: int) -> None:
-        stay = RowStay(live, self._writer.take_row(), blocks, num_cached_blocks, self._block_size)
+        row = self._writer.take_row()
+        stay = live.stay = RowStay(live, row, blocks, num_cached_blocks, self._block_size, self._log)
         if live.num_cached_tokens is None:
             num_prompt = live.request.num_prompt_tokens
             live.num_cached_tokens = min(stay.num_computed_tokens, num_prompt)
             self.counters.num_prompt_tokens += num_prompt
             self.counters.num_cached_prompt_tokens += live.num_cached_tokens
-        live.stay = stay
+        self.num_computed_tokens += stay.num_computed_tokens
+        self._stop_tokens.add(live.stop_ids)
         insort(self.running, stay, key=_order)
+        insort(self._prefilling, stay, key=_order)
         self._writer.start(stay)
         self._compute_chunk(stay)
 
+    def _start_decoding(self, stay: RowStay) -> None:
+        """Have the stay take part from the next decode step on, unless the token its prefill gives is the last."""
+        num_tokens = stay.live.num_tokens
+        if num_tokens + 1 < stay.live.max_length:
+            stay.position_of_tick_0 = num_tokens - (self._tick + 2)
+            self._agenda.note(stay)
+            self._decoding.append(stay)
+            self._batch = None
+
+    def _stop_decoding(self, stay: RowStay) -> None:
+        if stay in self._decoding:
+            self._decoding.remove(stay)
+            self._batch = None
+
     def _preempt(self, stay: RowStay) -> None:
         """Take a request off its row; its tokens are kept, and its full blocks stay cached while nobody needs them."""
+        self._publish(stay)
         self._leave_row(stay)
         self._waiting.push(stay.live.order, stay.live)
         self.counters.num_preemptions += 1
@@ -191,39 +252,90 @@ class Scheduler:
         # Plans already sent may still write into these blocks. That is harmless: ranks obey plans in order, so
         # whoever gets a block next writes it later.
         self._pool.release(stay.blocks)
+        self.num_computed_tokens -= stay.num_computed_tokens
+        self._stop_tokens.remove(stay.live.stop_ids)
         self._writer.give_back_row(stay.row)
+        self._stop_decoding(stay)
+        if stay in self._prefilling:
+            self._prefilling.remove(stay)
         self.running.remove(stay)
         stay.live.stay = None
 
-    def _advance(self, stay: RowStay, num_tokens: int) -> None:
-        """Count computed tokens and publish the blocks they filled."""
-        stay.num_computed_tokens += num_tokens
-        num_full_blocks = stay.num_computed_tokens // self._block_size
+    def _publish(self, stay: RowStay) -> None:
+        """Take the stay's tokens over from the log, and have the prefix cache know its full blocks."""
+        num_full_blocks = stay.take_over_tokens() // self._block_size
         if num_full_blocks > stay.num_published_blocks:
             live = stay.live
             first, stay.num_published_blocks = stay.num_published_blocks, num_full_blocks
-            self._prefix_cache.publish(live.hasher, live.token_ids, stay.blocks, first, num_full_blocks)
+            self._prefix_cache.publish(live.hasher, live.packed_tokens, stay.blocks, first, num_full_blocks)
 
-    def _take_token(self, stay: RowStay, token: RowToken) -> TokenEvent:
-        """Append a sampled token to its request, or end the request."""
+    # Results
+
+    def _commit_decodes(self, step: ScheduledStep, token_ids: NDArray[np.int32], remarks: dict[int, RowToken]) -> None:
+        """Log a token for every decode; tell of those to which nothing else happens in one go, of the others singly."""
+        batch, tokens = step.decodes, token_ids.tolist()
+        self._log.write(batch.rows, token_ids)
+        void = self._find_void(step)
+        special = self._find_special(step, tokens, remarks).difference(void)
+        num_plain = len(tokens) - len(void) - len(special)
+        self.num_computed_tokens += len(tokens) - len(void)
+        self.counters.num_generated_tokens += num_plain
+        if num_plain == len(tokens):
+            self._outbox.put_tokens(batch.addressees, tokens)
+            return
+        plain = [place for place in range(len(tokens)) if place not in special and place not in void]
+        addressees = addressees_of([batch.stays[place] for place in plain])
+        self._outbox.put_tokens(addressees, [tokens[place] for place in plain])
+        for place in sorted(special):
+            stay = batch.stays[place]
+            stay.take_over_tokens()
+            self._take_token(stay, remarks.get(stay.row) or RowToken(stay.row, tokens[place]))
+
+    def _find_void(self, step: ScheduledStep) -> set[int]:
+        """Return the places in the batch of stays that have ended while the step was under way."""
+        if step.num_departures == self._writer.num_departures:
+            return set()
+        return {place for place, stay in enumerate(step.decodes.stays) if stay.is_over}
+
+    def _find_special(self, step: ScheduledStep, token_ids: Sequence[int], remarks: Container[int]) -> set[int]:
+        """Return the places in the batch whose token may be more than one more token of an answer that goes on."""
+        stays = step.decodes.stays
+        special = set(self._stop_tokens.suspects(token_ids))
+        if step.ending:
+            special.update(map(stays.index, step.ending))
+        if remarks:
+            special.update(place for place, stay in enumerate(stays) if stay.row in remarks)
+        return special
+
+    def _commit_prefills(self, step: ScheduledStep, token_ids: list[int], remarks: dict[int, RowToken]) -> None:
+        """Count computed tokens; tell of the tokens that ended a prefill."""
+        sampled = iter(token_ids)
+        for stay, num_tokens, is_sampled in step.prefills:
+            token_id = next(sampled) if is_sampled else None
+            if stay.is_over:
+                continue
+            stay.commit_prefill(num_tokens, token_id, self._log.tick)
+            self.num_computed_tokens += num_tokens
+            self._unpublished.append(stay)
+            if token_id is not None:
+                self._take_token(stay, remarks.get(stay.row) or RowToken(stay.row, token_id))
+
+    def _take_token(self, stay: RowStay, token: RowToken) -> None:
+        """Tell of a token that the request has taken over, or end the request."""
         live = stay.live
         if token.error is not None:
             # Whatever broke its logits may be in its keys and values too: nobody may find them.
             self._pool.forget(stay.blocks)
-            return self._end(live, error=token.error)
-        token_id = token.token_id
-        if token_id in live.stop_ids:
-            return self._end(live, finish_reason="stop", stop_token_id=token_id)
-        live.token_ids.append(token_id)
-        self.counters.num_generated_tokens += 1
-        finish_reason = None
-        if len(live.token_ids) >= live.max_length:
-            self._leave(live)
-            finish_reason = "length"
-        logprobs = None if token.logprobs is None else [token.logprobs]
-        return TokenEvent(
-            live.request.request_id, [token_id], finish_reason, None, logprobs, live.take_num_cached_tokens()
-        )
+            stay.num_published_blocks = len(stay.blocks)
+            self._end(live, error=token.error)
+        elif token.token_id in live.stop_ids:
+            self._end(live, finish_reason="stop", stop_token_id=token.token_id)
+        else:
+            self.counters.num_generated_tokens += 1
+            is_last = live.num_tokens >= live.max_length
+            if is_last:
+                self._leave(live)
+            self._tell(live, [token.token_id], "length" if is_last else None, logprobs=token.logprobs)
 
     def _end(
         self,
@@ -232,23 +344,38 @@ class Scheduler:
         finish_reason: FinishReason | None = None,
         error: ErrorInfo | None = None,
         stop_token_id: int | None = None,
-    ) -> TokenEvent:
-        """End a request; return its terminal event."""
+    ) -> None:
+        """End a request with a terminal event that has no token."""
         self._leave(live)
-        return TokenEvent(
-            live.request.request_id,
-            [],
-            finish_reason,
-            error,
-            num_cached_tokens=live.take_num_cached_tokens(),
-            stop_token_id=stop_token_id,
-        )
+        self._tell(live, [], finish_reason, error=error, stop_token_id=stop_token_id)
 
     def _leave(self, live: LiveRequest) -> None:
         """Take an ending request off its row or out of the queue."""
         live.is_ended = True
         if live.stay is not None:
+            self._publish(live.stay)
             self._leave_row(live.stay)
+
+    def _tell(
+        self,
+        live: LiveRequest,
+        token_ids: list[int],
+        finish_reason: FinishReason | None,
+        *,
+        error: ErrorInfo | None = None,
+        logprobs: TokenLogprobs | None = None,
+        stop_token_id: int | None = None,
+    ) -> None:
+        event = TokenEvent(
+            live.request.request_id,
+            token_ids,
+            finish_reason,
+            error,
+            None if logprobs is None else [logprobs],
+            live.take_num_cached_tokens(),
+            stop_token_id,
+        )
+        self._outbox.put(live, event)
 
 
 def _order(stay: RowStay) -> tuple[int, int]:
@@ -256,9 +383,8 @@ def _order(stay: RowStay) -> tuple[int, int]:
 
 
 def _check_answers(step: ScheduledStep, result: StepResult) -> None:
-    asked = [stay.row for stay, _, is_sampled in step.chunks if is_sampled]
-    answered = [token.row for token in result.tokens]
-    if result.step != step.plan.step or asked != answered:
+    if result.step != step.plan.step or result.sampled.rows != step.asked:
+        answered, asked = unpack_integers(result.sampled.rows).tolist(), unpack_integers(step.asked).tolist()
         raise ReplicaFailed(
             f"rank 0 answered step {result.step} for rows {answered}; step {step.plan.step} asked for rows {asked}"
         )

@@ -1,13 +1,16 @@
 """Writes scheduling decisions down as the delta plans that ranks obey."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.decode_batch import DecodeBatch
 from engine.live_request import RowStay
-from parallel.plan import BlocksAppended, Chunk, RowStart, StepPlan
+from parallel.plan import BlocksAppended, Chunk, RowStart, StepPlan, pack_integers
 
-ScheduledChunk = tuple[RowStay, int, bool]
-"""One row's part of a step: whose, how many tokens, and whether that reaches the end of the row's tokens, so that the
-row samples one. A plain tuple, because a step makes one for every running request."""
+ScheduledPrefill = tuple[RowStay, int, bool]
+"""A chunk: whose, how many tokens, and whether it reaches the end of the row's tokens, so that the row samples one."""
+
+NOBODY = DecodeBatch(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +18,17 @@ class ScheduledStep:
     """A plan, and whom it is for."""
 
     plan: StepPlan
-    chunks: list[ScheduledChunk]
     num_tokens: int
+    decodes: DecodeBatch
+    """All of which sample."""
+    ending: Sequence[RowStay]
+    """Those of them that get their last token."""
+    prefills: Sequence[ScheduledPrefill]
+    """In the order of the plan, after the decodes."""
+    asked: bytes
+    """The rows that sample, packed: what rank 0 must answer for."""
+    num_departures: int
+    """Stays that were over when the step was scheduled; if more are when it is committed, some tokens may be void."""
 
 
 class StepWriter:
@@ -28,7 +40,9 @@ class StepWriter:
     def __init__(self, num_rows: int) -> None:
         self._free_rows = list(range(num_rows - 1, -1, -1))
         self._step = 0
-        self._last_rows: list[int] = []
+        self._last_rows = b""
+        self.num_departures = 0
+        """Rows that were given back so far."""
         self._begin()
 
     @property
@@ -44,6 +58,7 @@ class StepWriter:
         """Free a row, here at once and on the ranks by the next plan they get."""
         self._freed.append(row)
         self._free_rows.append(row)
+        self.num_departures += 1
 
     def start(self, stay: RowStay) -> None:
         """Have the ranks set up the stay's row."""
@@ -54,40 +69,50 @@ class StepWriter:
         stay.blocks.append(block)
         self._appended.append(BlocksAppended(stay.row, [block]))
 
-    def compute(self, stay: RowStay, num_tokens: int) -> None:
-        """Have the ranks compute the stay's next tokens; counts them as scheduled."""
+    def decode(self, batch: DecodeBatch, ending: Sequence[RowStay]) -> None:
+        """Have the ranks compute a token of each row of the batch; once a plan, before any prefill."""
+        self._decodes, self._ending = batch, ending
+        self.num_tokens = len(batch)
+
+    def prefill(self, stay: RowStay, num_tokens: int) -> bool:
+        """Have the ranks compute a row's next tokens; return whether those are all, so that it will decode."""
         stay.num_scheduled_tokens += num_tokens
-        is_sampled = stay.num_scheduled_tokens == stay.num_expected_tokens
-        if is_sampled:
-            stay.num_expected_tokens += 1
-        self._chunks.append((stay, num_tokens, is_sampled))
+        is_sampled = stay.num_unscheduled_tokens == 0
+        self._prefills.append((stay, num_tokens, is_sampled))
         self.num_tokens += num_tokens
+        return is_sampled
 
     def finish(self) -> ScheduledStep | None:
         """Return the step and begin the next; None if nothing is to be computed (freed rows are told later)."""
-        return self.finish_anyway() if self._chunks else None
+        return self.finish_anyway() if self.num_tokens else None
 
     def finish_anyway(self) -> ScheduledStep:
         """Return the step, also an empty one, and begin the next."""
-        chunks, rows = self._chunks, [stay.row for stay, _, _ in self._chunks]
         self._step += 1
-        is_repeated = 0 < self.num_tokens == len(chunks) and rows == self._last_rows
+        decoding, prefills = self._decodes.packed_rows, self._prefills
+        is_repeated = bool(decoding) and not prefills and decoding == self._last_rows
         plan = StepPlan(
             step=self._step,
-            chunks=None if is_repeated else [Chunk(stay.row, num_tokens) for stay, num_tokens, _ in chunks],
+            chunks=None if is_repeated else [Chunk(stay.row, num_tokens) for stay, num_tokens, _ in prefills],
             freed=self._freed,
             started=self._started,
             appended=self._appended,
+            decodes=b"" if is_repeated else decoding,
         )
-        step = ScheduledStep(plan, chunks, self.num_tokens)
-        self._last_rows = rows
+        asked = self._last_rows = decoding
+        if prefills:
+            asked += pack_integers([stay.row for stay, _, is_sampled in prefills if is_sampled])
+            self._last_rows += pack_integers([stay.row for stay, _, _ in prefills])
+        step = ScheduledStep(plan, self.num_tokens, self._decodes, self._ending, prefills, asked, self.num_departures)
         self._begin()
         return step
 
     def _begin(self) -> None:
         self.num_tokens = 0
         """Tokens of the plan being written."""
-        self._chunks: list[ScheduledChunk] = []
+        self._decodes = NOBODY
+        self._ending: Sequence[RowStay] = ()
+        self._prefills: list[ScheduledPrefill] = []
         self._freed: list[int] = []
         self._started: list[RowStart] = []
         self._appended: list[BlocksAppended] = []

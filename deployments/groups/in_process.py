@@ -7,7 +7,7 @@ from cluster.submit_target import SubmitTarget
 from core.errors import ErrorInfo, ReplicaFailed
 from deployments.groups.transport import TokenStream
 from deployments.token_channel.streams import OpenStreams
-from engine.request import EngineLoad, GenerationRequest, TokenEvent
+from engine.request import EngineLoad, GenerationRequest, StepEvents
 
 
 class InProcessTransport:
@@ -55,7 +55,7 @@ class InProcessTransport:
         for request_id in self._streams.end_all(ErrorInfo.of(error)):
             self._target.cancel(request_id)
 
-    def _on_events(self, events: list[TokenEvent]) -> None:
+    def _on_events(self, events: StepEvents) -> None:
         # On the engine thread. A closed loop has no readers left.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._streams.deliver, events)

@@ -11,7 +11,7 @@ from core.frames import ConnectionLost
 from deployments.token_channel.connection import FrameConnection
 from deployments.token_channel.messages import Accepted, Cancel, Events, FromGroup, Load, Refused, Submit, Welcome
 from deployments.token_channel.streams import EventStream, OpenStreams
-from engine.request import EngineLoad, GenerationRequest
+from engine.request import EngineLoad, GenerationRequest, StepEvents
 
 
 class TcpTransport:
@@ -39,6 +39,7 @@ class TcpTransport:
         self._decoder = msgspec.msgpack.Decoder(FromGroup)
         self._encoder = msgspec.msgpack.Encoder()
         self._streams = OpenStreams(self._send_cancel)
+        self._named_ids: list[str] = []
         self._answers: dict[str, asyncio.Future[EaglerayError | None]] = {}
         self._welcome: asyncio.Future[Welcome] = self._loop.create_future()
         self._last_frame_s = self._loop.time()
@@ -154,7 +155,7 @@ class TcpTransport:
         message = self._decoder.decode(payload)
         self._last_frame_s = self._loop.time()
         if isinstance(message, Events):
-            self._streams.deliver(message.events)
+            self._streams.deliver(self._step_events(message))
         elif isinstance(message, Accepted):
             self._answer(message.request_id, None)
         elif isinstance(message, Load):
@@ -163,6 +164,14 @@ class TcpTransport:
             self._answer(message.request_id, message.error.to_error())
         elif not self._welcome.done():
             self._welcome.set_result(message)
+
+    def _step_events(self, message: Events) -> StepEvents:
+        if message.request_ids is not None:
+            self._named_ids = message.request_ids
+        named_ids = self._named_ids if message.token_ids else []
+        if len(named_ids) != len(message.token_ids):
+            raise ConnectionLost(f"peer sent {len(message.token_ids)} tokens for {len(named_ids)} requests")
+        return StepEvents(named_ids, message.token_ids, message.events)
 
     def _take_load(self, load: EngineLoad) -> None:
         self._load = load

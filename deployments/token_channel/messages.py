@@ -47,9 +47,13 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Events(msgspec.Struct, frozen=True, tag=True):
-    """All events of one engine step that belong to this gateway."""
+    """All that one engine step did for this gateway's requests: StepEvents, without names that were just sent."""
 
     events: list[TokenEvent]
+    token_ids: list[int] = []
+    """Of requests with nothing else to tell; to be taken before `events`."""
+    request_ids: list[str] | None = None
+    """Whose `token_ids` are; None: those of the latest frame that named any."""
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):

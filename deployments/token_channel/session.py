@@ -19,7 +19,7 @@ from core.errors import EaglerayError, ErrorInfo, InvalidRequest
 from core.frames import ConnectionLost, pack
 from deployments.token_channel.connection import FrameConnection
 from deployments.token_channel.messages import Accepted, Cancel, Events, FromGateway, Refused, Submit, Welcome
-from engine.request import GenerationRequest, TokenEvent
+from engine.request import GenerationRequest, StepEvents
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class GatewaySession:
         self._outbox: list[_Step] = []
         self._num_outbox_bytes = 0
         self._is_flush_due = False
+        self._named_ids: list[str] = []
         self.connection = FrameConnection(
             self._on_frame,
             self._on_lost,
@@ -137,10 +138,10 @@ class GatewaySession:
         if self._owners.get(message.request_id) is self:
             self._target.cancel(message.request_id)
 
-    def _on_events(self, events: list[TokenEvent]) -> None:
+    def _on_events(self, step: StepEvents) -> None:
         """Leave one step's events to the loop. On the engine thread; neither blocks nor raises."""
-        ended = [event.request_id for event in events if event.is_terminal]
-        frame = pack(_encoder.encode(Events(events)))
+        ended = [event.request_id for event in step.events if event.is_terminal]
+        frame = pack(_encoder.encode(Events(step.events, step.token_ids, self._newly_named(step.request_ids))))
         with self._lock:
             # Past the limit frames are no longer kept; `_flush` finds the excess and drops the connection.
             if self._num_outbox_bytes <= self._max_buffered_bytes:
@@ -151,6 +152,13 @@ class GatewaySession:
             # A closed loop has no connections left.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._flush)
+
+    def _newly_named(self, request_ids: list[str]) -> list[str] | None:
+        """Return None if the gateway knows that the next tokens are those of `request_ids`."""
+        if not request_ids or request_ids == self._named_ids:
+            return None
+        self._named_ids = request_ids
+        return request_ids
 
     def _flush(self) -> None:
         with self._lock:

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from core.errors import ErrorInfo, InvalidRequest, Overloaded
-from engine.request import TokenEvent
+from engine.request import StepEvents, TokenEvent
 
 MAX_UNREAD_EVENTS = 8192
 """Events one stream may hold unread; a reader further behind loses its request. About 2 MB without logprobs."""
@@ -91,7 +91,7 @@ class OpenStreams:
         """Forget the stream of a request that was never accepted."""
         self._streams.pop(request_id, None)
 
-    def deliver(self, events: Sequence[TokenEvent]) -> None:
+    def deliver(self, events: StepEvents) -> None:
         """Hand each event to its stream; events of streams that were left are dropped."""
         streams = self._streams
         for event in events:

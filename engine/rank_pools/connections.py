@@ -1,6 +1,6 @@
 """The open connections of a rank pool: send to all, receive from whoever speaks first."""
 
-import selectors
+import select
 import socket
 import threading
 from typing import NamedTuple
@@ -8,9 +8,6 @@ from typing import NamedTuple
 from core.frames import ConnectionLost
 from parallel.rank.channel import RankSocket
 from parallel.rank.messages import FromRank, ToRank
-
-_ALARM = object()
-"""Marks the selector's entry that `wake` makes readable."""
 
 
 class RankLost(Exception):
@@ -34,22 +31,27 @@ class RankConnections:
 
     def __init__(self) -> None:
         self._sockets: dict[int, RankSocket] = {}
-        self._selector = selectors.DefaultSelector()
-        # Readable from `wake` on: a rank that has left is in the selector no more, and could wake nobody.
+        # Of connections that are not known to be broken. The bare system call, not `selectors`: it is waited in once a
+        # step, and what runs between an answer and the next plan runs on cold caches.
+        self._rank_of: dict[int, int] = {}
+        self._poll = select.poll()
+        # Readable from `wake` on: a rank that has left is polled no more, and could wake nobody.
         self._alarm, self._alarm_end = socket.socketpair()
-        self._selector.register(self._alarm_end, selectors.EVENT_READ, _ALARM)
+        self._poll.register(self._alarm_end, select.POLLIN)
+        self._is_closed = False
         self._send_lock = threading.Lock()
         self._receive_lock = threading.Lock()
 
     def add(self, rank: int, sock: RankSocket) -> None:
         """Take over a connection."""
         self._sockets[rank] = sock
-        self._selector.register(sock, selectors.EVENT_READ, rank)
+        self._rank_of[sock.fileno()] = rank
+        self._poll.register(sock, select.POLLIN)
 
     @property
     def num_open(self) -> int:
         """Connections that are not known to be broken."""
-        return max(0, len(self._selector.get_map() or ()) - 1)
+        return len(self._rank_of)
 
     def send(self, rank: int, message: ToRank) -> None:
         """Send to one rank. Raises RankLost."""
@@ -69,10 +71,10 @@ class RankConnections:
         if not self._receive_lock.acquire(timeout=max(0.0, timeout_s)):
             return []
         try:
-            if self._selector.get_map() is None:
+            if self._is_closed:
                 return []
-            ready = [key for key, _ in self._selector.select(max(0.0, timeout_s))]
-            return [self._receive(key) for key in ready if key.data is not _ALARM]
+            ready = self._poll.poll(1e3 * max(0.0, timeout_s))
+            return [self._receive(fileno) for fileno, _ in ready if fileno in self._rank_of]
         finally:
             self._receive_lock.release()
 
@@ -85,7 +87,8 @@ class RankConnections:
     def close(self) -> None:
         """Close every connection; call `wake` first."""
         with self._receive_lock:
-            self._selector.close()
+            self._is_closed = True
+            self._rank_of.clear()
             self._alarm_end.close()
             for sock in self._sockets.values():
                 sock.close()
@@ -96,10 +99,11 @@ class RankConnections:
         except ConnectionLost:
             raise RankLost(rank) from None
 
-    def _receive(self, key: selectors.SelectorKey) -> Arrival:
-        rank: int = key.data
+    def _receive(self, fileno: int) -> Arrival:
+        rank = self._rank_of[fileno]
         try:
             return Arrival(rank, self._sockets[rank].receive())
         except ConnectionLost:
-            self._selector.unregister(key.fileobj)
+            self._poll.unregister(fileno)
+            del self._rank_of[fileno]
             return Arrival(rank, None)

@@ -106,7 +106,10 @@ class SocketRankPool:
             raise self._failure
         step = self._steps_under_way.popleft()
         deadline_s = time.monotonic() + timeout_s
-        late = StepTimeout(f"step {step} did not finish within {timeout_s:g} s")
+
+        def late() -> ReplicaFailed:
+            return StepTimeout(f"step {step} did not finish within {timeout_s:g} s")
+
         while True:
             for arrival in self._receive(deadline_s, late):
                 if isinstance(arrival.message, Result):
@@ -146,7 +149,7 @@ class SocketRankPool:
         self._send(0, Rendezvous(host, 0))
         late = ReplicaFailed("rank 0 did not open the rendezvous in time")
         while True:
-            for arrival in self._receive(deadline_s, late):
+            for arrival in self._receive(deadline_s, lambda: late):
                 if isinstance(arrival.message, Listening):
                     for rank in range(1, self._world_size):
                         self._send(rank, Rendezvous(host, arrival.message.port))
@@ -159,7 +162,7 @@ class SocketRankPool:
         answers: dict[int, Answer] = {}
         late = ReplicaFailed(f"the ranks did not {purpose} in time")
         while len(answers) < self._world_size:
-            for arrival in self._receive(deadline_s, late):
+            for arrival in self._receive(deadline_s, lambda: late):
                 if isinstance(arrival.message, RankProgress):
                     on_progress(arrival.message.progress)
                 if isinstance(arrival.message, kind):
@@ -183,11 +186,11 @@ class SocketRankPool:
         said = [arrival for arrival in self._ranks.receive(0) if is_failure(arrival)]
         self._fail(said or [Arrival(lost.rank, None)])
 
-    def _receive(self, deadline_s: float, late: ReplicaFailed) -> list[Arrival]:
-        """Return what came in; raises `late` at the deadline, and the cause when a rank failed."""
+    def _receive(self, deadline_s: float, late: Callable[[], ReplicaFailed]) -> list[Arrival]:
+        """Return what came in; raises what `late` returns at the deadline, and the cause when a rank failed."""
         arrivals = self._ranks.receive(deadline_s - time.monotonic())
         if not arrivals:
-            self._failure = RankDied("the ranks were closed") if self._is_closing.is_set() else late
+            self._failure = RankDied("the ranks were closed") if self._is_closing.is_set() else late()
             raise self._failure
         failures = [arrival for arrival in arrivals if is_failure(arrival)]
         if failures:

@@ -7,7 +7,7 @@ from core.clock import Clock
 from engine.block_pool import BlockListener
 from engine.config import EngineConfig, ModelConfig
 from engine.engine import Engine
-from engine.request import GenerationRequest, TokenEvent
+from engine.request import GenerationRequest, StepEvents, TokenEvent
 from parallel.models.spec import ModelSpec, RopeSpec
 from parallel.rank.messages import Load
 from parallel.sampling.params import SamplingParams
@@ -104,8 +104,8 @@ class Collector:
         self.ended: dict[str, TokenEvent] = {}
         """Terminal events, in the order they came."""
 
-    def __call__(self, events: list[TokenEvent]) -> None:
-        self.calls.append(events)
+    def __call__(self, events: StepEvents) -> None:
+        self.calls.append(list(events))
         for event in events:
             assert event.request_id not in self.ended, f"{event.request_id} got an event after its terminal one"
             self.events[event.request_id].append(event)

@@ -8,7 +8,7 @@ from core.errors import EaglerayError, ErrorInfo, ReplicaFailed
 from core.progress import Progress
 from engine.config import EngineConfig, ModelConfig
 from engine.ranks import RankPool
-from engine.request import EngineLoad, EventSink, GenerationRequest, TokenEvent
+from engine.request import EngineLoad, EventSink, GenerationRequest, StepEvents, TokenEvent
 from parallel.sampling.params import SamplingParams
 from tests.support.fake_ranks import FakeRankPool
 
@@ -19,6 +19,7 @@ class FakeEngine:
     """A `ModelEngine`: accepts every request and does nothing until a test breaks, finishes or closes it."""
 
     max_model_len = 2048
+    ops = ()
 
     def __init__(self) -> None:
         self._ended = threading.Event()
@@ -35,7 +36,8 @@ class FakeEngine:
 
     def finish(self, request_id: str) -> None:
         """End one request."""
-        self.open.pop(request_id)([TokenEvent(request_id, [], finish_reason="stop")])
+        event = TokenEvent(request_id, [], finish_reason="stop")
+        self.open.pop(request_id)(StepEvents(events=[event]))
 
     def load(self) -> EngineLoad:
         """Return the number of open requests."""
@@ -60,7 +62,7 @@ class FakeEngine:
     def _fail_open(self, error: EaglerayError) -> None:
         while self.open:
             request_id, sink = self.open.popitem()
-            sink([TokenEvent(request_id, [], error=ErrorInfo.of(error))])
+            sink(StepEvents(events=[TokenEvent(request_id, [], error=ErrorInfo.of(error))]))
 
 
 class FakeRankSource:

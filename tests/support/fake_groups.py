@@ -7,7 +7,7 @@ from cluster.status import ChannelAddress, GroupState, GroupStatus
 from core.errors import EaglerayError, ErrorInfo, ReplicaFailed
 from core.progress import Progress
 from engine.engine import Engine
-from engine.request import EngineLoad, EventSink, GenerationRequest, TokenEvent
+from engine.request import EngineLoad, EventSink, GenerationRequest, StepEvents, TokenEvent
 from parallel.plan import TokenLogprobs
 from tests.support.byte_tokenizer import EOS
 
@@ -62,14 +62,14 @@ class ScriptedGroup:
         self.requests.append(request)
         self.open[request.request_id] = sink
         for event in self._events(request):
-            sink([event])
+            sink(StepEvents(events=[event]))
         if not self.is_endless:
             del self.open[request.request_id]
 
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)
         if sink := self.open.pop(request_id, None):
-            sink([TokenEvent(request_id, [], finish_reason="cancelled")])
+            sink(StepEvents(events=[TokenEvent(request_id, [], finish_reason="cancelled")]))
 
     def load(self) -> EngineLoad:
         return EngineLoad(len(self.open), 0, 0, 8, 2, 4, 7, 1, 30, 20, 10)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from cluster.status import ChannelAddress, GroupState, GroupStatus
 from core.errors import EaglerayError
-from engine.request import EngineLoad, EventSink, GenerationRequest, TokenEvent
+from engine.request import EngineLoad, EventSink, GenerationRequest, StepEvents, TokenEvent
 from parallel.sampling.params import SamplingParams
 
 
@@ -60,7 +60,7 @@ class FakeTarget:
         self.sinks[request.request_id] = sink
         self.on_submit()
         if self.events_on_submit:
-            sink(self.events_on_submit)
+            sink(StepEvents(events=self.events_on_submit))
 
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)
@@ -82,4 +82,4 @@ class FakeTarget:
                 del self.sinks[event.request_id]
             batches.setdefault(id(sink), (sink, []))[1].append(event)
         for sink, batch in batches.values():
-            sink(batch)
+            sink(StepEvents(events=batch))

@@ -1,6 +1,7 @@
 """Blocks are free, referenced or cached, never two of them, never lost."""
 
 import random
+import time
 
 import pytest
 
@@ -95,6 +96,18 @@ def test_the_least_recently_used_block_is_evicted_first():
     pool.allocate(1)
     assert pool.find(b"first") is not None
     assert pool.find(b"second") is None
+
+
+def test_evicting_one_block_after_another_does_not_walk_over_those_evicted_before():
+    # Turns red if an eviction costs more than O(1): the first key of a plain dict made this take ten seconds.
+    pool = BlockPool(200_000)
+    blocks = pool.allocate(pool.num_blocks)
+    pool.publish(blocks, [str(block).encode() for block in blocks])
+    pool.release(blocks)
+    began_s = time.thread_time()
+    for _ in range(100_000):
+        pool.allocate(1)
+    assert time.thread_time() - began_s < 2
 
 
 def test_content_that_is_already_published_keeps_its_first_block():

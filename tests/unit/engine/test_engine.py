@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from core.errors import ContextTooLong, Draining, InvalidRequest, NotReady, QueueFull, RankDied
+from parallel.plan import SampledTokens, StepResult
 from tests.support.engines import Collector, make_config, make_engine, make_request, run_until_idle, tiny_spec
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_ranks import FakeRankPool, expected_tokens
@@ -143,8 +144,7 @@ def test_a_result_that_does_not_answer_the_plan_fails_the_replica(sink):
     class ForgetfulRanks(FakeRankPool):
         def collect(self, timeout_s):
             result = super().collect(timeout_s)
-            result.tokens.clear()
-            return result
+            return StepResult(result.step, SampledTokens(), result.rank_time_s)
 
     engine = engine_of(ForgetfulRanks())
     engine.submit(make_request("a", [1, 2]), sink)
@@ -276,7 +276,7 @@ def test_a_sink_may_submit_and_cancel():
 
     def chain(events):
         collected(events)
-        if events[-1].request_id == "a":
+        if list(events)[-1].request_id == "a":
             engine.cancel("a")
             engine.submit(make_request("b", [1], max_tokens=2), collected)
 
@@ -352,7 +352,7 @@ def test_signs_of_life_between_requests_change_no_tokens(monkeypatch):
 
     def notify(events):
         sink(events)
-        if events[-1].is_terminal:
+        if list(events)[-1].is_terminal:
             ended.release()
 
     thread = threading.Thread(target=engine.run)

@@ -148,6 +148,7 @@ class EngineMachine(RuleBasedStateMachine):
         pool.check_integrity()
         assert pool.num_free + pool.num_referenced + pool.num_cached == pool.num_blocks
         assert pool.num_referenced == len({block for stay in running for block in stay.blocks})
+        assert self.engine._scheduler.num_computed_tokens == sum(stay.num_computed_tokens for stay in running)
         assert [stay.live.order for stay in running] == sorted(stay.live.order for stay in running)
         users = {}
         for stay in running:

@@ -2,13 +2,14 @@
 
 from engine.block_pool import BlockPool
 from engine.prefix_cache import BlockHasher, PrefixCache
+from parallel.plan import pack_integers
 
 SIZE = 8
 
 
 def hashes(token_ids, salt=""):
     hasher = BlockHasher(SIZE, salt)
-    hasher.extend(token_ids, len(token_ids) // SIZE)
+    hasher.extend(pack_integers(token_ids), len(token_ids) // SIZE)
     return hasher.hashes
 
 
@@ -18,27 +19,27 @@ def cache_with(token_ids, salt=""):
     cache = PrefixCache(pool, SIZE)
     num_blocks = len(token_ids) // SIZE
     blocks = pool.allocate(num_blocks)
-    cache.publish(BlockHasher(SIZE, salt), token_ids, blocks, 0, num_blocks)
+    cache.publish(BlockHasher(SIZE, salt), pack_integers(token_ids), blocks, 0, num_blocks)
     pool.release(blocks)
     return cache, blocks
 
 
 def test_a_known_prefix_is_found_block_by_block():
     cache, blocks = cache_with(list(range(24)))
-    assert cache.match(BlockHasher(SIZE, ""), [*range(24), 99]) == blocks
-    assert cache.match(BlockHasher(SIZE, ""), [*range(20), 99, 99, 99, 99, 99]) == blocks[:2]
+    assert cache.match(BlockHasher(SIZE, ""), pack_integers([*range(24), 99])) == blocks
+    assert cache.match(BlockHasher(SIZE, ""), pack_integers([*range(20), 99, 99, 99, 99, 99])) == blocks[:2]
 
 
 def test_the_whole_prompt_is_never_matched():
     cache, blocks = cache_with(list(range(16)))
-    assert cache.match(BlockHasher(SIZE, ""), list(range(16))) == blocks[:1]
-    assert cache.match(BlockHasher(SIZE, ""), list(range(8))) == []
+    assert cache.match(BlockHasher(SIZE, ""), pack_integers(list(range(16)))) == blocks[:1]
+    assert cache.match(BlockHasher(SIZE, ""), pack_integers(list(range(8)))) == []
 
 
 def test_another_salt_finds_nothing():
     cache, _ = cache_with(list(range(24)), salt="tenant-a")
-    assert cache.match(BlockHasher(SIZE, "tenant-b"), list(range(24))) == []
-    assert len(cache.match(BlockHasher(SIZE, "tenant-a"), list(range(24)))) == 2
+    assert cache.match(BlockHasher(SIZE, "tenant-b"), pack_integers(list(range(24)))) == []
+    assert len(cache.match(BlockHasher(SIZE, "tenant-a"), pack_integers(list(range(24))))) == 2
 
 
 def test_equal_blocks_after_different_beginnings_have_different_hashes():
@@ -48,7 +49,7 @@ def test_equal_blocks_after_different_beginnings_have_different_hashes():
 def test_hashes_do_not_depend_on_how_the_tokens_arrived():
     hasher, token_ids = BlockHasher(SIZE, "s"), list(range(100, 148))
     for num_blocks in range(1, 7):
-        hasher.extend(token_ids[: num_blocks * SIZE + 3], num_blocks)
+        hasher.extend(pack_integers(token_ids[: num_blocks * SIZE + 3]), num_blocks)
     assert hasher.hashes == hashes(token_ids, "s")
 
 
@@ -66,7 +67,7 @@ def test_a_disabled_cache_finds_nothing():
     pool = BlockPool(4)
     cache = PrefixCache(pool, SIZE, is_enabled=False)
     blocks = pool.allocate(2)
-    cache.publish(BlockHasher(SIZE, ""), list(range(16)), blocks, 0, 2)
-    assert cache.match(BlockHasher(SIZE, ""), list(range(17))) == []
+    cache.publish(BlockHasher(SIZE, ""), pack_integers(range(16)), blocks, 0, 2)
+    assert cache.match(BlockHasher(SIZE, ""), pack_integers(list(range(17)))) == []
     pool.release(blocks)
     assert pool.num_free == 4

@@ -3,6 +3,7 @@
 import pytest
 
 from core.errors import InvalidConfig
+from parallel.plan import unpack_integers
 from tests.support.engines import Collector, make_config, make_engine, make_request, run_until_idle
 from tests.support.fake_ranks import FakeRankPool, expected_tokens
 
@@ -13,8 +14,10 @@ def engine_with(num_blocks=64, **scheduler):
 
 
 def num_tokens(plan):
-    """Tokens of each chunk; None for a plan that repeats the one before."""
-    return plan.chunks and [chunk.num_tokens for chunk in plan.chunks]
+    """Tokens of each row; None for a plan that repeats the one before."""
+    if plan.chunks is None:
+        return None
+    return [1] * len(unpack_integers(plan.decodes)) + [chunk.num_tokens for chunk in plan.chunks]
 
 
 def test_a_long_prompt_is_computed_in_chunks():

@@ -3,6 +3,7 @@
 from engine.live_request import LiveRequest
 from engine.prefix_cache import BlockHasher
 from engine.waiting_queue import RequestQueue
+from parallel.plan import pack_integers
 from tests.support.engines import make_request
 
 
@@ -10,6 +11,7 @@ def live(arrival):
     return LiveRequest(
         make_request(f"r{arrival}", [1]),
         lambda events: None,
+        packed_tokens=pack_integers([1]),
         arrival=arrival,
         deadline_at_s=None,
         max_length=10,

@@ -8,7 +8,7 @@ import pytest
 from core.errors import ErrorInfo, InvalidRequest, QueueFull, ReplicaFailed
 from deployments.groups.in_process import InProcessTransport
 from deployments.token_channel.streams import OpenStreams
-from engine.request import TokenEvent
+from engine.request import StepEvents, TokenEvent
 from tests.support.fake_target import FakeTarget, generation_request
 
 
@@ -18,7 +18,7 @@ def test_a_stream_left_unread_is_cut_off_with_an_error_and_cancelled(run):
         streams = OpenStreams(cancelled.append, max_unread_events=10)
         stream = streams.open("r1")
         for token in range(1000):
-            streams.deliver([TokenEvent("r1", [token])])
+            streams.deliver(StepEvents(events=[TokenEvent("r1", [token])]))
         events = [event async for event in stream]
         assert len(events) == 11
         assert events[-1].error is not None
@@ -33,7 +33,7 @@ def test_events_of_a_stream_that_was_left_are_dropped(run):
         streams = OpenStreams(cancelled.append)
         async with streams.open("r1") as stream:
             pass
-        streams.deliver([TokenEvent("r1", [1]), TokenEvent("r1", [], finish_reason="cancelled")])
+        streams.deliver(StepEvents(events=[TokenEvent("r1", [1]), TokenEvent("r1", [], finish_reason="cancelled")]))
         assert [event async for event in stream] == []
         assert cancelled == ["r1"]
 
@@ -61,7 +61,7 @@ def test_a_finished_stream_is_not_cancelled_when_left(run):
         cancelled: list[str] = []
         streams = OpenStreams(cancelled.append)
         async with streams.open("r1"):
-            streams.deliver([TokenEvent("r1", [1], finish_reason="stop")])
+            streams.deliver(StepEvents(events=[TokenEvent("r1", [1], finish_reason="stop")]))
         assert cancelled == []
 
     run(main())
@@ -71,7 +71,7 @@ def test_ending_all_streams_gives_each_one_terminal_event(run):
     async def main():
         streams = OpenStreams(lambda request_id: None)
         stream = streams.open("r1")
-        streams.deliver([TokenEvent("r1", [1])])
+        streams.deliver(StepEvents(events=[TokenEvent("r1", [1])]))
         streams.end_all(ErrorInfo("replica_failed", "gone"))
         streams.end_all(ErrorInfo("replica_failed", "gone"))
         assert [event.is_terminal async for event in stream] == [False, True]
