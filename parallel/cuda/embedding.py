@@ -39,12 +39,12 @@ class QuantisedEmbedding:
 
     def __call__(self, rows_T: Tensor) -> Tensor:
         """Return x_TD, zeros for rows that are not in the table."""
-        weight, num_groups = self._weight, len(self._weight.codes_GRC)
+        weight, num_groups = self._weight, len(self._weight.scales_GR)
         x_TD = torch.empty((len(rows_T), weight.num_inputs), dtype=self._dtype, device=rows_T.device)
         if x_TD.numel():
             _look_up_quantised[(len(rows_T),)](
                 rows_T,
-                weight.codes_GRC,
+                weight.codes_HRC,
                 weight.scales_GR,
                 weight.minimums_GR,
                 x_TD,
@@ -95,9 +95,10 @@ def _look_up_quantised(
         low_GC = (both_GC & 15).to(tl.float32) * scale_G[:, None] + minimum_G[:, None]
         high_GC = (both_GC >> 4).to(tl.float32) * scale_G[:, None] + minimum_G[:, None]
     else:
-        at_GC = at_G[:, None] * 32 + half_C[None, :]
+        at_GC = (2 * group_G.to(tl.int64) * NUM_ROWS + row)[:, None] * 16 + half_C[None, :]
         low_GC = tl.load(codes + at_GC, mask=is_here_G[:, None], other=0).to(tl.float32) * scale_G[:, None]
-        high_GC = tl.load(codes + at_GC + 16, mask=is_here_G[:, None], other=0).to(tl.float32) * scale_G[:, None]
+        at_high_GC = at_GC + NUM_ROWS * 16
+        high_GC = tl.load(codes + at_high_GC, mask=is_here_G[:, None], other=0).to(tl.float32) * scale_G[:, None]
     at_out_GC = token * (NUM_GROUPS * 32) + group_G[:, None] * 32 + half_C[None, :]
     tl.store(out + at_out_GC, low_GC.to(out.dtype.element_ty), mask=is_group_G[:, None])
     tl.store(out + at_out_GC + 16, high_GC.to(out.dtype.element_ty), mask=is_group_G[:, None])

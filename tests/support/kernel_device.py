@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton.language as tl
 from triton.runtime import interpreter
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -17,6 +18,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _NARROW = {"bf16": torch.bfloat16, "fp8e4nv": torch.float8_e4m3fn}
 _WIDE = {"fp32": (torch.float32, np.float32), "fp16": (torch.float16, np.float16)}
 _FLOATS = {**_NARROW, **{name: dtype for name, (dtype, _) in _WIDE.items()}, "fp64": torch.float64}
+_PLAIN_CAST = interpreter.InterpreterBuilder.cast_impl
 
 
 def _convert_float(values: np.ndarray, source: Any, target: Any, rounding_mode: Any) -> np.ndarray:
@@ -27,6 +29,14 @@ def _convert_float(values: np.ndarray, source: Any, target: Any, rounding_mode: 
         tensor = tensor.to(torch.float8_e4m3fn)
     bits = getattr(np, f"uint{target.primitive_bitwidth}")
     return tensor.view(getattr(torch, f"uint{target.primitive_bitwidth}")).numpy().view(bits).reshape(values.shape)
+
+
+def _cast(builder: Any, source: Any, target: Any) -> Any:
+    """Return integers as bfloat16, which is kept as its bits; other types as numpy casts them."""
+    if target.scalar.name == "bf16" and source.dtype.scalar.is_int():
+        wide = interpreter.TensorHandle(source.data.astype(np.float32), tl.float32)
+        return builder.create_fp_to_fp(wide, target, None)
+    return _PLAIN_CAST(builder, source, target)
 
 
 def _as_numbers(handle: Any) -> np.ndarray:
@@ -51,6 +61,7 @@ def _make_exact() -> None:
 
     interpreter.GridExecutor.__call__ = run_alone
     interpreter.InterpreterBuilder.create_dot = _create_dot
+    interpreter.InterpreterBuilder.cast_impl = _cast
     interpreter._convert_float = _convert_float
 
 

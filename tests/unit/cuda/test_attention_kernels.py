@@ -1,0 +1,120 @@
+"""Paged attention by Triton kernels against tier 0."""
+
+import pytest
+import torch
+
+from parallel.cuda.attention_decode import MAX_PARTS, attend_decode_rows, choose_num_parts
+from parallel.cuda.attention_extend import attend_longer_rows
+from parallel.cuda.batch import CudaBatch
+from parallel.cuda.ops import CudaOps
+from tests.support.cuda_steps import Step, a_step
+from tests.support.kernel_device import DEVICE
+
+UNTOUCHED = 7.0
+
+
+def decoded(step: Step, num_parts: int) -> torch.Tensor:
+    out_THE = torch.full_like(step.q_THE, UNTOUCHED)
+    attend_decode_rows(step.q_THE, step.kv, step.cuda_batch, step.scale, num_parts, out_THE)
+    return out_THE
+
+
+def extended(step: Step) -> torch.Tensor:
+    out_THE = torch.full_like(step.q_THE, UNTOUCHED)
+    attend_longer_rows(step.q_THE, step.kv, step.cuda_batch, step.scale, out_THE)
+    return out_THE
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 5])
+def test_decode_gives_the_same_in_any_number_of_parts(num_parts):
+    step = a_step([(1, 1), (1, 130), (1, 300)])
+    step.assert_equals_tier_0(decoded(step, num_parts))
+
+
+@pytest.mark.parametrize("group_size", [1, 3, 4, 17])
+@pytest.mark.parametrize("head_dim", [64, 96, 256])
+def test_decode_serves_any_group_size_and_head_dim(group_size, head_dim):
+    step = a_step([(1, 17), (1, 66)], num_kv_heads=2, group_size=group_size, head_dim=head_dim)
+    step.assert_equals_tier_0(decoded(step, 2))
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 48])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_decode_serves_any_block_size_and_precision(block_size, dtype):
+    step = a_step([(1, 5), (1, 97)], block_size=block_size, dtype=dtype, head_dim=128)
+    step.assert_equals_tier_0(decoded(step, 2))
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.int8, torch.bfloat16])
+def test_a_cache_of_lower_precision_is_read_in_the_precision_of_the_queries(kv_dtype):
+    step = a_step([(1, 5), (1, 140), (4, 70)], num_kv_heads=2, dtype=torch.float32, kv_dtype=kv_dtype)
+    out_THE = decoded(step, 2)
+    out_THE[2:] = extended(step)[2:]
+    step.assert_equals_tier_0(out_THE)
+
+
+def test_padding_rows_of_a_graph_give_zeros_and_no_nan():
+    step = a_step([(1, 20), (1, 40)])
+    table_BM = torch.cat((step.batch.block_table_BM, torch.zeros_like(step.batch.block_table_BM)))
+    context_lens_B = torch.tensor([20, 40, 0, 0], dtype=torch.int32, device=DEVICE)
+    batch = CudaBatch.decoding(torch.zeros(4, dtype=torch.int64, device=DEVICE), table_BM, context_lens_B)
+    q_BHE = torch.cat((step.q_THE, step.q_THE))
+    for num_parts in (1, 3):
+        out_BHE = torch.full_like(q_BHE, torch.nan)
+        attend_decode_rows(q_BHE, step.kv, batch, step.scale, num_parts, out_BHE)
+        step.assert_equals_tier_0(out_BHE[:2])
+        assert (out_BHE[2:] == 0).all()
+
+
+def test_lengths_are_read_from_the_device_so_a_batch_can_be_reused_for_later_steps():
+    step = a_step([(1, 20), (1, 40)])
+    context_lens_B = torch.tensor([20, 40], dtype=torch.int32, device=DEVICE)
+    batch = CudaBatch.decoding(step.batch.slots_T, step.batch.block_table_BM, context_lens_B)
+    context_lens_B.copy_(torch.tensor([3, 33]))
+    ops = CudaOps(torch.float32, num_multiprocessors=4)
+    shorter = Step(step.q_THE, step.kv, a_step([(1, 3), (1, 33)]).batch)
+    shorter.batch.block_table_BM.copy_(step.batch.block_table_BM[:, : shorter.batch.block_table_BM.shape[1]])
+    shorter.assert_equals_tier_0(ops.attend(step.q_THE, step.kv, batch, step.scale))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param([(9, 9)], id="whole prompt"),
+        pytest.param([(5, 70)], id="chunk behind a long context"),
+        pytest.param([(60, 60), (3, 8), (2, 2)], id="several rows, more tokens than a tile has"),
+        pytest.param([(2, 200), (50, 129), (11, 11)], id="rows that begin inside tiles"),
+    ],
+)
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_longer_rows_are_attended_causally(rows, group_size):
+    step = a_step(rows, num_kv_heads=2, group_size=group_size)
+    step.assert_equals_tier_0(extended(step))
+
+
+@pytest.mark.parametrize(("head_dim", "dtype"), [(64, torch.float16), (96, torch.bfloat16), (256, torch.bfloat16)])
+def test_longer_rows_in_lower_precision(head_dim, dtype):
+    step = a_step([(40, 150), (7, 7)], group_size=4, head_dim=head_dim, dtype=dtype)
+    step.assert_equals_tier_0(extended(step))
+
+
+def test_each_kernel_leaves_the_other_ones_rows_alone():
+    step = a_step([(1, 30), (4, 9), (1, 2)])
+    assert (decoded(step, 2)[1:5] == UNTOUCHED).all()
+    assert (extended(step)[[0, 5]] == UNTOUCHED).all()
+
+
+def test_a_mixed_step_of_strided_queries_goes_through_both_kernels():
+    step = a_step([(1, 30), (4, 9), (1, 2), (20, 33)], num_kv_heads=2)
+    num_tokens, num_heads, head_dim = step.q_THE.shape
+    # As they come from the qkv product: beside keys and values.
+    qkv_TXE = torch.randn(num_tokens, num_heads + 4, head_dim, device=DEVICE)
+    qkv_TXE[:, :num_heads] = step.q_THE
+    ops = CudaOps(torch.float32, num_multiprocessors=4)
+    step.assert_equals_tier_0(ops.attend(qkv_TXE[:, :num_heads], step.kv, step.batch, step.scale))
+
+
+def test_the_number_of_parts_follows_from_shapes_and_fills_the_gpu():
+    assert choose_num_parts(num_rows=1, num_kv_heads=8, num_multiprocessors=132) == MAX_PARTS
+    assert choose_num_parts(num_rows=32, num_kv_heads=8, num_multiprocessors=132) == 2
+    assert choose_num_parts(num_rows=256, num_kv_heads=8, num_multiprocessors=132) == 1
