@@ -182,22 +182,6 @@ void eg_product(eg_threads *threads, const eg_matrix *matrix, const eg_inputs *i
   run_product(threads, &p);
 }
 
-typedef struct gating {
-  const float *gate_up;
-  int64_t num_columns;
-  float *y;
-  int64_t y_stride;
-} gating;
-
-static void gate_tokens(void *context, int64_t first, int64_t last) {
-  const gating *g = context;
-  for (int64_t token = first; token < last; token++) {
-    const float *gate = g->gate_up + token * 2 * g->num_columns, *up = gate + g->num_columns;
-    for (int64_t i = 0; i < g->num_columns; i++)
-      g->y[token * g->y_stride + i] = silu_f32(splat_f32(gate[i]))[0] * up[i];
-  }
-}
-
 void eg_product_silu_mul(eg_threads *threads, const eg_matrix *gate_up, const eg_inputs *inputs, float *y,
                          int64_t y_stride) {
   int64_t num_columns = gate_up->num_outputs / 2;
@@ -211,8 +195,8 @@ void eg_product_silu_mul(eg_threads *threads, const eg_matrix *gate_up, const eg
   float *both = malloc((size_t)(inputs->num_tokens * 2 * num_columns) * sizeof(float) + 1);
   if (!both) abort();
   eg_product(threads, gate_up, inputs, both, 2 * num_columns, EG_STORE);
-  gating g = {both, num_columns, y, y_stride};
-  eg_parallel(threads, inputs->num_tokens, 1, gate_tokens, &g);
+  for (int64_t token = 0; token < inputs->num_tokens; token++)
+    eg_silu_mul(NULL, both + token * 2 * num_columns, 1, num_columns, y + token * y_stride);
   free(both);
 }
 

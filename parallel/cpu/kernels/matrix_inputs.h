@@ -25,57 +25,75 @@ INLINE void scatter_lanes(char *to, int64_t stride, const void *lanes, int num_l
   for (int lane = 0; lane < num_lanes; lane++) memcpy(to + lane * stride, (const char *)lanes + 4 * lane, 4);
 }
 
+/* Sixteen inputs of one token of a block of `tokens`, or the first `count` of them. */
+INLINE void round_16_to_bf16(const float *x, int count, int64_t tokens, char *values) {
+  eg_bf16 rounded[16];
+  for (int i = 0; i < 16; i += LANES) vf_store_bf16(rounded + i, vf_load(x + i));
+  scatter_lanes(values, 4 * tokens, rounded, count / 2);
+}
+
 /* One token of a block of `tokens`; `values` is where its first pair goes. */
 INLINE void round_to_bf16(const float *x, int64_t num_inputs, int64_t tokens, char *values) {
-  int64_t input = 0;
-  for (; input + 16 <= num_inputs; input += 16) {
-    u16x16 pairs = bf16_of_f32(load_f32(x + input));
-    scatter_lanes(values + input * 2 * tokens, 4 * tokens, &pairs, 8);
-  }
+  int64_t whole = num_inputs / 16 * 16;
+  for (int64_t input = 0; input < whole; input += 16)
+    round_16_to_bf16(x + input, 16, tokens, values + input * 2 * tokens);
   float rest[16] = {0};
-  for (int64_t i = input; i < num_inputs; i++) rest[i - input] = x[i];
-  u16x16 pairs = bf16_of_f32(load_f32(rest));
-  scatter_lanes(values + input * 2 * tokens, 4 * tokens, &pairs, (int)(num_inputs - input) / 2);
+  memcpy(rest, x + whole, (size_t)(num_inputs - whole) * sizeof(float));
+  round_16_to_bf16(rest, (int)(num_inputs - whole), tokens, values + whole * 2 * tokens);
 }
 
-INLINE int32_t largest_i32(i32x16 v) {
-  int32_t lanes[16];
-  store_i32(lanes, v);
-  for (int width = 8; width; width /= 2)
-    for (int i = 0; i < width; i++) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  return lanes[0];
+INLINE int32_t vi_largest(vi v) {
+#if LANES == 16
+  return _mm512_reduce_max_epi32((__m512i)v);
+#else
+  int32_t largest = v[0];
+  for (int i = 1; i < LANES; i++) largest = v[i] > largest ? v[i] : largest;
+  return largest;
+#endif
 }
 
-INLINE int32_t sum_i32(i32x16 v) {
+INLINE int32_t vi_sum(vi v) {
+#if LANES == 16
+  return _mm512_reduce_add_epi32((__m512i)v);
+#else
   int32_t sum = 0;
-  for (int i = 0; i < 16; i++) sum += v[i];
+  for (int i = 0; i < LANES; i++) sum += v[i];
   return sum;
+#endif
 }
 
-/* round(x * inverse) to nearest even, for results within +-2^22. */
-INLINE i32x16 round_product(f32x16 x, float inverse) {
-  const f32x16 magic = splat_f32(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-  return (i32x16)fma_f32(x, splat_f32(inverse), magic) - (i32x16)magic;
+/* The largest magnitude of a group; NaN if there is one. Compared as integers, of which NaN is larger than all. */
+INLINE float largest_magnitude(const float *x) {
+  vi largest = vi_splat(0);
+  UNROLLED for (int i = 0; i < EG_GROUP; i += LANES) {
+    vi bits = vi_load(x + i) & vi_splat(0x7fffffff);
+    vi is_larger = bits > largest;
+    largest = (bits & is_larger) | (largest & ~is_larger);
+  }
+  int32_t bits = vi_largest(largest);
+  float magnitude;
+  memcpy(&magnitude, &bits, 4);
+  return magnitude;
 }
+
+typedef int8_t bytes_of_vector __attribute__((vector_size(LANES)));
 
 /* One group of one token: x = scale * code, codes -127 to 127. A group with NaN or infinity gets a scale that is not
  * finite, and so do its products. Returns the sum of the codes. */
 INLINE int32_t quantise_group(const float *x, int64_t tokens, char *values, float *scale) {
-  f32x16 low = load_f32(x), high = load_f32(x + 16);
-  const i32x16 magnitude = splat_i32(0x7fffffff);
-  i32x16 low_bits = (i32x16)low & magnitude, high_bits = (i32x16)high & magnitude;
-  /* As integers, so that NaN is larger than all. */
-  i32x16 is_low = low_bits > high_bits;
-  int32_t largest_bits = largest_i32((low_bits & is_low) | (high_bits & ~is_low));
-  float largest;
-  memcpy(&largest, &largest_bits, 4);
-  *scale = largest / 127.0f;
-  float inverse = *scale > 0 ? 1.0f / *scale : 0.0f;
-  i32x16 low_codes = round_product(low, inverse), high_codes = round_product(high, inverse);
-  i8x16 low_bytes = __builtin_convertvector(low_codes, i8x16), high_bytes = __builtin_convertvector(high_codes, i8x16);
-  scatter_lanes(values, 4 * tokens, &low_bytes, 4);
-  scatter_lanes(values + 16 * tokens, 4 * tokens, &high_bytes, 4);
-  return sum_i32(low_codes + high_codes);
+  *scale = largest_magnitude(x) / 127.0f;
+  const vf inverse = vf_splat(*scale > 0 ? 1.0f / *scale : 0.0f);
+  const vf magic = vf_splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to the nearest even integer */
+  vi sum = vi_splat(0);
+  int8_t codes[EG_GROUP];
+  UNROLLED for (int i = 0; i < EG_GROUP; i += LANES) {
+    vi rounded = (vi)vf_fma(vf_load(x + i), inverse, magic) - (vi)magic;
+    bytes_of_vector bytes = __builtin_convertvector(rounded, bytes_of_vector);
+    memcpy(codes + i, &bytes, sizeof bytes);
+    sum += rounded;
+  }
+  scatter_lanes(values, 4 * tokens, codes, EG_GROUP / 4);
+  return vi_sum(sum);
 }
 
 typedef struct rounding {

@@ -1,99 +1,136 @@
 /* int8 and int4 weights; inputs as int8 with a scale per group of 32. Products inside a group are whole numbers and so
  * exact; groups are added up in float32, one after the other.
  *
- *   bytes   [R/16][I/4][16][4] uint8: a line holds four inputs of 16 outputs. int8 codes are kept with 128 added, which
- *           a group's -128 * (sum of inputs) takes off again.
- *   nibbles [R/16][I/32][4][16][4] uint8: line l of a group holds inputs 4l .. 4l+3 in the low halves and 16 inputs
- *           further in the high halves. From the second block of tokens on it is multiplied as bytes, unpacked once.
- *   scales  int8 [R/16][I/32][16], int4 [R/16][I/32][2][16] (scales, then minimums) float16
- *   values  [T/8][I/4][8][4] int8, input_scales and input_sums [T/8][I/32][8]; fewer than 8 in the last block
+ *   scales  int8 [I/32][16], int4 [I/32][2][16] (scales, then minimums) float16
+ *   codes   as bytes [I/4][16][4] uint8: a line holds four inputs of a panel's 16 outputs. int8 codes are kept with 128
+ *           added, which a group's -128 * (sum of inputs) takes off again.
+ *           as nibbles [I/32][4][16][4] uint8: line l of a group holds inputs 4l .. 4l+3 in the low halves, and those
+ *           16 further on in the high ones. int4 is kept so, and unpacked once where several blocks of tokens meet it.
+ *   values  [T/8][I/4][8][4] int8, input_scales and input_sums [T/8][I/32][8]
+ * (Blocks are of TILE_TOKENS tokens, 8 at best, the last of those that are left.)
  */
 #ifndef EAGLE_MATRIX_QUANTISED_H
 #define EAGLE_MATRIX_QUANTISED_H
 
 #include "matrix_tile.h"
 
-enum { QUADS = EG_GROUP / 4 }; /* quadruples of inputs in a group */
+enum { LINES = EG_GROUP / 4 }; /* lines of bytes in a group */
 enum coding { CODES_INT8, CODES_INT4_BYTES, CODES_INT4_NIBBLES };
 
-/* dots[t][p] += the group's products; `codes` and `values` are the group's. */
-INLINE void add_byte_dots(i32x16 dots[TILE_TOKENS][TILE_PANELS], const eg_tile *tile, const char *codes,
-                          const char *values, const char *ahead, const int tokens, const int panels) {
-  for (int quad = 0; quad < QUADS; quad++) {
-    i32x16 weights[TILE_PANELS];
-    UNROLL for (int p = 0; p < panels; p++) {
-      weights[p] = load_i32(codes + p * tile->codes_stride + quad * 64);
-      __builtin_prefetch(ahead + (quad * panels + p) * tile->ahead_step, 0, 3);
-    }
-    UNROLL for (int t = 0; t < tokens; t++) {
-      i32x16 input = splat_i32(load_lane(values + (quad * tokens + t) * 4));
-      UNROLL for (int p = 0; p < panels; p++) dots[t][p] = dot_u8_i8(dots[t][p], weights[p], input);
-    }
+/* dots + the products of four unsigned by four signed bytes in each lane. */
+INLINE vi vi_dot_bytes(vi dots, vi unsigned_bytes, vi signed_bytes) {
+#if defined(__AVX512VNNI__)
+  return (vi)_mm512_dpbusd_epi32((__m512i)dots, (__m512i)unsigned_bytes, (__m512i)signed_bytes);
+#elif defined(__AVX2__) && LANES == 8
+  /* Not maddubs, which saturates: the even bytes as 16 bits, then the odd ones. */
+  const __m256i even = _mm256_set1_epi16(0xff);
+  __m256i u = (__m256i)unsigned_bytes, s = (__m256i)signed_bytes;
+  __m256i evens = _mm256_madd_epi16(_mm256_and_si256(u, even), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+  __m256i odds = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+  return dots + (vi)_mm256_add_epi32(evens, odds);
+#else
+  for (int byte = 0; byte < 4; byte++) {
+    vi u = (vi)(((vu)unsigned_bytes >> (8 * byte)) & 0xff);
+    vi s = (signed_bytes << (24 - 8 * byte)) >> 24;
+    dots += u * s;
+  }
+  return dots;
+#endif
+}
+
+INLINE vf vf_load_f16(const void *p) {
+#if LANES == 16
+  return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(p));
+#elif LANES == 8 && defined(__F16C__)
+  return (vf)_mm256_cvtph_ps(_mm_loadu_si128(p));
+#else
+  vh halves;
+  memcpy(&halves, p, sizeof halves);
+  vu bits = __builtin_convertvector(halves, vu);
+  vu sign = (bits & 0x8000) << 16;
+  /* The exponent is re-biased by a product, which also scales subnormals right. */
+  vf magnitude = (vf)((bits & 0x7fff) << 13) * 0x1p112f;
+  return (vf)((vu)magnitude | sign);
+#endif
+}
+
+/* dots[t][v] += a line's products; `weights` belong to inputs `values` of each token. */
+INLINE void add_line_dots(vi dots[TILE_TOKENS][TILE_VECTORS], const vi weights[TILE_VECTORS], const char *values,
+                          const int tokens, const int vectors) {
+  UNROLLED for (int t = 0; t < tokens; t++) {
+    vi input = vi_splat(load_lane(values + 4 * t));
+    UNROLLED for (int v = 0; v < vectors; v++) dots[t][v] = vi_dot_bytes(dots[t][v], weights[v], input);
   }
 }
 
-INLINE void add_nibble_dots(i32x16 dots[TILE_TOKENS][TILE_PANELS], const eg_tile *tile, const char *codes,
-                            const char *values, const char *ahead, const int tokens, const int panels) {
-  const i32x16 low_halves = splat_i32(0x0f0f0f0f);
-  for (int quad = 0; quad < QUADS / 2; quad++) {
-    i32x16 low[TILE_PANELS], high[TILE_PANELS];
-    UNROLL for (int p = 0; p < panels; p++) {
-      i32x16 line = load_i32(codes + p * tile->codes_stride + quad * 64);
-      low[p] = line & low_halves;
-      high[p] = (i32x16)((u32x16)line >> 4) & low_halves;
-      __builtin_prefetch(ahead + (quad * panels + p) * tile->ahead_step, 0, 3);
+/* dots[t][v] += a group's products; `codes`, `values` and `ahead` are the group's. */
+INLINE void add_group_dots(vi dots[TILE_TOKENS][TILE_VECTORS], const eg_tile *tile, const char *codes,
+                           const char *values, const char *ahead, const int tokens, const int panels,
+                           const enum coding coding) {
+  const int vectors = panels * VECTORS_PER_PANEL, far = LINES / 2 * 4 * tokens;
+  const vi low_halves = vi_splat(0x0f0f0f0f);
+  for (int l = 0; l < (coding == CODES_INT4_NIBBLES ? LINES / 2 : LINES); l++) {
+    vi line[TILE_VECTORS];
+    UNROLLED for (int v = 0; v < vectors; v++) line[v] = vi_load(codes + vector_offset(v, tile->codes_stride, 4));
+    UNROLLED for (int p = 0; p < panels; p++) {
+      __builtin_prefetch(ahead, 0, 3);
+      ahead += tile->ahead_step;
     }
-    UNROLL for (int t = 0; t < tokens; t++) {
-      i32x16 near = splat_i32(load_lane(values + (quad * tokens + t) * 4));
-      i32x16 far = splat_i32(load_lane(values + ((quad + QUADS / 2) * tokens + t) * 4));
-      UNROLL for (int p = 0; p < panels; p++) dots[t][p] = dot_u8_i8(dots[t][p], low[p], near);
-      UNROLL for (int p = 0; p < panels; p++) dots[t][p] = dot_u8_i8(dots[t][p], high[p], far);
+    if (coding == CODES_INT4_NIBBLES) {
+      vi low[TILE_VECTORS], high[TILE_VECTORS];
+      UNROLLED for (int v = 0; v < vectors; v++) {
+        low[v] = line[v] & low_halves;
+        high[v] = (vi)((vu)line[v] >> 4) & low_halves;
+      }
+      add_line_dots(dots, low, values, tokens, vectors);
+      add_line_dots(dots, high, values + far, tokens, vectors);
+    } else {
+      add_line_dots(dots, line, values, tokens, vectors);
     }
+    codes += 4 * EG_PANEL;
+    values += 4 * tokens;
   }
 }
 
 INLINE void quantised_tile(const eg_tile *tile, float *results, const int tokens, const int panels,
                            const enum coding coding) {
-  f32x16 sums[TILE_TOKENS][TILE_PANELS];
-  UNROLL for (int t = 0; t < tokens; t++)
-    UNROLL for (int p = 0; p < panels; p++) sums[t][p] = splat_f32(0);
-  const int num_lines = coding == CODES_INT4_NIBBLES ? QUADS / 2 : QUADS;
-  const int scales_bytes = coding == CODES_INT8 ? 2 * EG_PANEL : 4 * EG_PANEL;
-  const char *codes = tile->codes, *values = tile->values, *ahead = tile->ahead;
-  const char *scales = tile->scales;
+  const int vectors = panels * VECTORS_PER_PANEL;
+  const int num_lines = coding == CODES_INT4_NIBBLES ? LINES / 2 : LINES;
+  const int scales_bytes = (coding == CODES_INT8 ? 1 : 2) * EG_PANEL * 2;
+  vf sums[TILE_TOKENS][TILE_VECTORS];
+  UNROLLED for (int t = 0; t < tokens; t++)
+    UNROLLED for (int v = 0; v < vectors; v++) sums[t][v] = vf_splat(0);
+  const char *codes = tile->codes, *values = tile->values, *scales = tile->scales, *ahead = tile->ahead;
   const float *input_scales = tile->input_scales;
   const char *input_sums = tile->input_sums;
   for (int64_t group = 0; group < tile->num_inputs / EG_GROUP; group++) {
-    i32x16 dots[TILE_TOKENS][TILE_PANELS];
-    UNROLL for (int t = 0; t < tokens; t++) {
-      i32x16 start = splat_i32(coding == CODES_INT8 ? load_lane(input_sums + 4 * t) : 0);
-      UNROLL for (int p = 0; p < panels; p++) dots[t][p] = start;
+    vi dots[TILE_TOKENS][TILE_VECTORS];
+    UNROLLED for (int t = 0; t < tokens; t++) {
+      vi start = vi_splat(coding == CODES_INT8 ? load_lane(input_sums + 4 * t) : 0);
+      UNROLLED for (int v = 0; v < vectors; v++) dots[t][v] = start;
     }
-    if (coding == CODES_INT4_NIBBLES)
-      add_nibble_dots(dots, tile, codes, values, ahead, tokens, panels);
-    else
-      add_byte_dots(dots, tile, codes, values, ahead, tokens, panels);
-    UNROLL for (int p = 0; p < panels; p++) {
-      const char *group_scales = scales + p * tile->scales_stride;
-      f32x16 scale = f32_of_f16(load_u16(group_scales));
-      __builtin_prefetch(ahead + (num_lines * panels + p) * tile->ahead_step, 0, 3);
-      f32x16 minimum = coding == CODES_INT8 ? scale : f32_of_f16(load_u16(group_scales + 2 * EG_PANEL));
-      UNROLL for (int t = 0; t < tokens; t++) {
-        f32x16 dot = __builtin_convertvector(dots[t][p], f32x16) * scale;
-        sums[t][p] = fma_f32(dot, splat_f32(input_scales[t]), sums[t][p]);
+    add_group_dots(dots, tile, codes, values, ahead, tokens, panels, coding);
+    UNROLLED for (int v = 0; v < vectors; v++) {
+      const char *vector_scales = scales + vector_offset(v, tile->scales_stride, 2);
+      vf scale = vf_load_f16(vector_scales);
+      vf minimum = coding == CODES_INT8 ? scale : vf_load_f16(vector_scales + 2 * EG_PANEL);
+      UNROLLED for (int t = 0; t < tokens; t++) {
+        vf dot = __builtin_convertvector(dots[t][v], vf) * scale;
+        sums[t][v] = vf_fma(dot, vf_splat(input_scales[t]), sums[t][v]);
         if (coding != CODES_INT8)
-          sums[t][p] = fma_f32(minimum, splat_f32(((const float *)input_sums)[t]), sums[t][p]);
+          sums[t][v] = vf_fma(minimum, vf_splat(((const float *)input_sums)[t]), sums[t][v]);
       }
     }
-    codes += num_lines * 64;
-    values += tokens * EG_GROUP;
-    ahead += (num_lines + 1) * panels * tile->ahead_step;
+    UNROLLED for (int p = 0; p < panels; p++)
+      __builtin_prefetch(ahead + (num_lines * panels + p) * tile->ahead_step, 0, 3);
+    codes += num_lines * 4 * EG_PANEL;
+    values += EG_GROUP * tokens;
     scales += scales_bytes;
+    ahead += (num_lines + 1) * panels * tile->ahead_step;
     input_scales += tokens;
-    input_sums += tokens * 4;
+    input_sums += 4 * tokens;
   }
-  UNROLL for (int t = 0; t < tokens; t++)
-    UNROLL for (int p = 0; p < panels; p++) store_f32(results + t * TILE_STRIDE + p * EG_PANEL, sums[t][p]);
+  store_results(results, sums, tokens, vectors);
 }
 
 INLINE void int8_tile(const eg_tile *tile, float *results, const int tokens, const int panels) {
@@ -112,15 +149,16 @@ KERNELS(int4_nibbles_tile)
 
 /* One panel's nibbles as bytes. */
 static void unpack_nibbles(const char *nibbles, int64_t num_groups, char *bytes) {
-  const i32x16 low_halves = splat_i32(0x0f0f0f0f);
+  const vi low_halves = vi_splat(0x0f0f0f0f);
+  const int64_t half_bytes = LINES / 2 * 4 * EG_PANEL;
   for (int64_t group = 0; group < num_groups; group++) {
-    for (int quad = 0; quad < QUADS / 2; quad++) {
-      i32x16 line = load_i32(nibbles + quad * 64);
-      store_i32(bytes + quad * 64, line & low_halves);
-      store_i32(bytes + (quad + QUADS / 2) * 64, (i32x16)((u32x16)line >> 4) & low_halves);
+    for (int64_t i = 0; i < half_bytes; i += sizeof(vi)) {
+      vi line = vi_load(nibbles + i);
+      vi_store(bytes + i, line & low_halves);
+      vi_store(bytes + half_bytes + i, (vi)((vu)line >> 4) & low_halves);
     }
-    nibbles += QUADS / 2 * 64;
-    bytes += QUADS * 64;
+    nibbles += half_bytes;
+    bytes += 2 * half_bytes;
   }
 }
 

@@ -4,16 +4,22 @@
 #define EAGLE_MATRIX_TILE_H
 
 #include "eagle.h"
-#include "simd.h"
+#include "lanes.h"
 
-#if defined(__AVX512F__)
+/* Sums and weights of a tile fit the level's registers. */
+#if LANES == 16
 #define TILE_TOKENS 8
 #define TILE_PANELS 3
-#else
+#elif LANES == 8
 #define TILE_TOKENS 4
+#define TILE_PANELS 1
+#else
+#define TILE_TOKENS 2
 #define TILE_PANELS 1
 #endif
 #define TILE_STRIDE (TILE_PANELS * EG_PANEL) /* floats between two tokens of a tile's results */
+#define VECTORS_PER_PANEL (EG_PANEL / LANES)
+#define TILE_VECTORS (TILE_PANELS * VECTORS_PER_PANEL)
 
 typedef struct eg_tile {
   const char *codes;     /* of the first panel */
@@ -33,8 +39,10 @@ typedef struct eg_tile {
 /* results[token][panel][lane], TILE_STRIDE floats between tokens. */
 typedef void (*eg_tile_kernel)(const eg_tile *tile, float *results);
 
-/* Loops over a tile's registers must unroll entirely for these to be registers. */
-#define UNROLL _Pragma("GCC unroll 16")
+/* Where a vector's part of a line lies, `stride` bytes between panels and `lane_bytes` between lanes. */
+INLINE int64_t vector_offset(int vector, int64_t stride, int lane_bytes) {
+  return vector / VECTORS_PER_PANEL * stride + vector % VECTORS_PER_PANEL * LANES * lane_bytes;
+}
 
 INLINE int32_t load_lane(const void *p) {
   int32_t lane;
@@ -42,11 +50,16 @@ INLINE int32_t load_lane(const void *p) {
   return lane;
 }
 
+INLINE void store_results(float *results, vf sums[TILE_TOKENS][TILE_VECTORS], int tokens, int vectors) {
+  UNROLLED for (int t = 0; t < tokens; t++)
+    UNROLLED for (int v = 0; v < vectors; v++) vf_store(results + t * TILE_STRIDE + v * LANES, sums[t][v]);
+}
+
 /* KERNELS(name) makes name_kernels[tokens - 1][panels == 1 ? 0 : 1] of an inline function (tile, results, tokens,
- * panels). */
+ * panels). Panels are one or TILE_PANELS. */
 #define KERNEL(name, tokens, panels) \
   static void name##_##tokens##x##panels(const eg_tile *tile, float *results) { name(tile, results, tokens, panels); }
-#if TILE_TOKENS == 8
+#if LANES == 16
 #define KERNELS(name) \
   KERNEL(name, 1, 1) KERNEL(name, 2, 1) KERNEL(name, 3, 1) KERNEL(name, 4, 1) \
   KERNEL(name, 5, 1) KERNEL(name, 6, 1) KERNEL(name, 7, 1) KERNEL(name, 8, 1) \
@@ -55,11 +68,15 @@ INLINE int32_t load_lane(const void *p) {
   static const eg_tile_kernel name##_kernels[TILE_TOKENS][2] = { \
       {name##_1x1, name##_1x3}, {name##_2x1, name##_2x3}, {name##_3x1, name##_3x3}, {name##_4x1, name##_4x3}, \
       {name##_5x1, name##_5x3}, {name##_6x1, name##_6x3}, {name##_7x1, name##_7x3}, {name##_8x1, name##_8x3}};
-#else
+#elif LANES == 8
 #define KERNELS(name) \
   KERNEL(name, 1, 1) KERNEL(name, 2, 1) KERNEL(name, 3, 1) KERNEL(name, 4, 1) \
   static const eg_tile_kernel name##_kernels[TILE_TOKENS][2] = { \
       {name##_1x1, name##_1x1}, {name##_2x1, name##_2x1}, {name##_3x1, name##_3x1}, {name##_4x1, name##_4x1}};
+#else
+#define KERNELS(name) \
+  KERNEL(name, 1, 1) KERNEL(name, 2, 1) \
+  static const eg_tile_kernel name##_kernels[TILE_TOKENS][2] = {{name##_1x1, name##_1x1}, {name##_2x1, name##_2x1}};
 #endif
 
 #endif
