@@ -37,8 +37,8 @@ class Row:
     itl_ms_p99: float | None
     tpot_ms_p50: float | None
     bandwidth_share: float | None
-    """Bytes of weights / TPOT / what all cores can read a second: how close decoding is to reading the weights once a
-    step and doing nothing else. At more than one stream TPOT holds the prefill of others too."""
+    """Bytes of weights / TPOT / the most that all cores read a second in this run: how close decoding is to reading the
+    weights once a step and doing nothing else. At more than one stream TPOT holds the prefill of others too."""
     start_s: float
     pss_mib: float
     cores_server: float
@@ -57,13 +57,10 @@ class Row:
     errors: dict[str, int]
 
 
-def row(peer: Peer, point: Point, starts: Sequence[Start], rounds: Sequence[Measured], weight_bytes: int) -> Row:
-    """Return the row of a peer at a point; `starts` and `rounds` go together."""
+def row(peer: Peer, point: Point, starts: Sequence[Start], rounds: Sequence[Measured], least_step_s: float) -> Row:
+    """Return the row of a peer at a point. `least_step_s`: to read its weights once and do nothing else."""
     tpots = [_at(one, "tpot_s", "p50") for one in rounds]
-    shares = [
-        None if tpot is None else weight_bytes / (tpot / 1000) / start.bandwidth.all_cores
-        for tpot, start in zip(tpots, starts, strict=True)
-    ]
+    shares = [None if tpot is None else 1000 * least_step_s / tpot for tpot in tpots]
     errors: Counter[str] = Counter()
     for one in rounds:
         errors.update(one.result["errors"])
