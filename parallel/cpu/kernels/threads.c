@@ -1,8 +1,9 @@
 /* The pool, and each thread's scratch memory.
  *
- * The chunks of a job that nobody has taken yet are one 64-bit word together with the job's generation. A chunk is taken
- * by compare-and-swap on that word, so a thread that looked at an earlier job takes nothing of it. What the job is may
- * be read once a chunk of it is in hand, for until that chunk is done the caller does not publish the next job. */
+ * A chunk is taken by compare-and-swap on the number of chunks that nobody has taken yet: never below zero, so a helper
+ * that comes late takes a chunk of whichever job is current, or none. What the job is may be read once a chunk of it is
+ * in hand, for until that chunk is done the caller does not publish the next job.
+ */
 #define _GNU_SOURCE
 #include "threads.h"
 
@@ -87,8 +88,8 @@ typedef struct helper {
 } helper;
 
 struct eg_threads {
-  _Alignas(CACHE_LINE) _Atomic uint64_t untaken; /* generation << 32 | chunks nobody has taken */
-  _Alignas(CACHE_LINE) _Atomic int64_t num_done; /* chunks of this job */
+  _Alignas(CACHE_LINE) _Atomic int64_t num_untaken; /* chunks of this job */
+  _Alignas(CACHE_LINE) _Atomic int64_t num_done;
   event all_done;
   _Alignas(CACHE_LINE) eg_work work; /* from here on: the job, stable while one of its chunks is in hand */
   void *context;
@@ -119,16 +120,14 @@ static void pause_briefly(void) {
   }
 }
 
-static uint32_t num_untaken(eg_threads *threads) { return (uint32_t)atomic_load(&threads->untaken); }
-
 /* Take one chunk of the current job and do it; false if all are taken. */
 static bool do_chunk(eg_threads *threads) {
-  uint64_t untaken = atomic_load(&threads->untaken);
+  int64_t untaken = atomic_load(&threads->num_untaken);
   do {
-    if ((uint32_t)untaken == 0) return false;
-  } while (!atomic_compare_exchange_weak(&threads->untaken, &untaken, untaken - 1));
+    if (untaken == 0) return false;
+  } while (!atomic_compare_exchange_weak(&threads->num_untaken, &untaken, untaken - 1));
   int64_t num_chunks = threads->num_chunks;
-  int64_t first = (num_chunks - (uint32_t)untaken) * threads->items_per_chunk;
+  int64_t first = (num_chunks - untaken) * threads->items_per_chunk;
   int64_t last = first + threads->items_per_chunk;
   threads->work(threads->context, first, last < threads->num_items ? last : threads->num_items);
   /* Once this was the last chunk the job may be replaced, so it is not looked at again. */
@@ -137,13 +136,13 @@ static bool do_chunk(eg_threads *threads) {
 }
 
 static bool has_work(helper *h) {
-  return h->index < atomic_load(&h->threads->num_active) && num_untaken(h->threads) > 0;
+  return h->index < atomic_load(&h->threads->num_active) && atomic_load(&h->threads->num_untaken) > 0;
 }
 
 static bool is_work_soon(helper *h) {
   int64_t deadline = now_ns() + HELPER_SPIN_NS;
   while (h->index < atomic_load(&h->threads->num_active) && !atomic_load(&h->threads->is_stopping)) {
-    if (num_untaken(h->threads) > 0) return true;
+    if (atomic_load(&h->threads->num_untaken) > 0) return true;
     if (now_ns() > deadline) return false;
     pause_briefly();
   }
@@ -155,7 +154,7 @@ static void *help(void *argument) {
   is_inside_work = true;
   while (!atomic_load(&h->threads->is_stopping)) {
     if (is_work_soon(h)) {
-      while (do_chunk(h->threads)) {
+      while (has_work(h) && do_chunk(h->threads)) {
       }
       continue;
     }
@@ -171,7 +170,7 @@ eg_threads *eg_threads_start(int num_threads) {
   size_t bytes = sizeof(eg_threads) + (size_t)(num_threads - 1) * sizeof(helper);
   eg_threads *threads = aligned_alloc(CACHE_LINE, (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
   if (!threads) abort();
-  atomic_init(&threads->untaken, 0);
+  atomic_init(&threads->num_untaken, 0);
   atomic_init(&threads->num_done, 0);
   atomic_init(&threads->num_active, 1);
   atomic_init(&threads->is_stopping, false);
@@ -232,8 +231,7 @@ void eg_parallel(eg_threads *threads, int64_t num_items, int64_t items_per_chunk
   threads->items_per_chunk = items_per_chunk;
   threads->num_chunks = num_chunks;
   atomic_store(&threads->num_done, 0);
-  uint64_t generation = (atomic_load(&threads->untaken) >> 32) + 1;
-  atomic_store(&threads->untaken, generation << 32 | (uint64_t)num_chunks);
+  atomic_store(&threads->num_untaken, num_chunks);
   for (int i = 1; i < num_active && i < num_chunks; i++) event_signal(&threads->helpers[i - 1].wake);
   is_inside_work = true;
   while (do_chunk(threads)) {
