@@ -20,6 +20,7 @@ from typing import NamedTuple
 from core.errors import DoesNotFit, InvalidConfig
 from engine.config import EngineConfig, SchedulerConfig
 from parallel.checkpoint.tensors import TensorInfo
+from parallel.cpu.limits import cpu_obstacle
 from parallel.formats.sizes import DTYPE_BYTES, Holding, weight_bytes
 from parallel.models.spec import ModelSpec
 from parallel.rank.messages import Joined
@@ -169,7 +170,7 @@ class _Sizes:
 
     def of_rank(self, shard: RankShard, joined: Joined, devices: Sequence[Joined]) -> RankMemory:
         """Return what one of `devices` holds."""
-        holding = Holding.of(joined.tier, joined.device, self.dtype)
+        holding = Holding.of(self._tier(joined), joined.device, self.dtype)
         return RankMemory(
             rank=joined.rank,
             device=joined.device,
@@ -180,6 +181,11 @@ class _Sizes:
             ),
             block_bytes=self._block_bytes(shard),
         )
+
+    def _tier(self, joined: Joined) -> str:
+        block_size = self.config.cache.block_size
+        is_slow = joined.tier == "cpu" and cpu_obstacle(self.dtype, self.kv_dtype, self.spec.head_dim, block_size)
+        return "torch" if is_slow else joined.tier
 
     def _block_bytes(self, shard: RankShard) -> int:
         num_heads = 2 * self.spec.num_layers * self.config.cache.block_size * len(shard.kv_heads)

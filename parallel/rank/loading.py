@@ -13,9 +13,12 @@ from parallel.checkpoint.source import resolve_checkpoint
 from parallel.groups.base import TPGroup
 from parallel.kv_cache import KVCache
 from parallel.layers.shard import Storage
-from parallel.models.loader import describe_weights, load_weights
+from parallel.models.decoder import CausalLM
+from parallel.models.loader import OnProgress, describe_weights, load_weights
 from parallel.models.registry import build_model
+from parallel.ops.choice import OpChoice
 from parallel.rank.messages import Load, Loaded
+from parallel.rank.stepping import StepRunner
 from parallel.rank.tiers import Shape, choose_tier
 from parallel.rank.worker import RankWorker
 from parallel.sharding import ShardPlan
@@ -25,6 +28,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _REPORT_INTERVAL_S = 0.1
 _CPU_WARM_UP_TOKENS = 32
 """On a CPU a warm-up starts threads and fills kernel caches, for which a short prompt is enough."""
+
+
+class LoadedModel(NamedTuple):
+    """This rank's part of a model, and what runs its steps."""
+
+    model: CausalLM
+    kv: KVCache
+    runner: StepRunner
+    choices: list[OpChoice]
 
 
 class LoadedRank(NamedTuple):
@@ -42,21 +54,9 @@ def load_rank(load: Load, group: TPGroup, device: torch.device, on_progress: Cal
     started_s = time.monotonic()
     report = ProgressReport(group.rank, on_progress, MonotonicClock())
     report("load", 0, 1, "")
-    checkpoint = open_checkpoint(resolve_checkpoint(load.model, load.revision))
-    spec = checkpoint.spec
-    shard = ShardPlan.of(spec, group.world_size).ranks[group.rank]
-    dtype, kv_dtype = DTYPES[load.dtype], DTYPES[load.kv_dtype]
-    tier = choose_tier(device, Shape(dtype, kv_dtype, spec.head_dim, load.block_size))
-    model = build_model(spec, shard, group, Storage(dtype, device, tier.ops))
-    plain_because = load_weights(
-        model, checkpoint, load.quantization, lambda done, total, detail: report("load", done, total, detail)
+    model, kv, runner, choices = load_model(
+        load, group, device, lambda done, total, detail: report("load", done, total, detail)
     )
-    layout = tier.ops.kv_layout(load.block_size, len(shard.kv_heads), spec.head_dim, kv_dtype)
-    kv = KVCache(model.num_layers, load.num_blocks, layout, device)
-    runner, choices = tier.runner(model, kv, group)
-    choices.append(describe_weights(model, tier.ops.name, plain_because))
-    if group.choice is not None:
-        choices.append(group.choice)
     worker = RankWorker(
         model,
         runner,
@@ -70,6 +70,24 @@ def load_rank(load: Load, group: TPGroup, device: torch.device, on_progress: Cal
     report("ready", 1, 1, "")
     load_time_s = time.monotonic() - started_s
     return LoadedRank(worker, Loaded(group.rank, model.weight_bytes, kv.num_bytes, load_time_s, choices))
+
+
+def load_model(load: Load, group: TPGroup, device: torch.device, on_progress: OnProgress) -> LoadedModel:
+    """Read this rank's weights and allocate its KV cache. A collective. Raises as `load_rank` does."""
+    checkpoint = open_checkpoint(resolve_checkpoint(load.model, load.revision))
+    spec = checkpoint.spec
+    shard = ShardPlan.of(spec, group.world_size).ranks[group.rank]
+    dtype, kv_dtype = DTYPES[load.dtype], DTYPES[load.kv_dtype]
+    tier = choose_tier(device, Shape(dtype, kv_dtype, spec.head_dim, load.block_size))
+    model = build_model(spec, shard, group, Storage(dtype, device, tier.ops))
+    plain_because = load_weights(model, checkpoint, load.quantization, on_progress)
+    layout = tier.ops.kv_layout(load.block_size, len(shard.kv_heads), spec.head_dim, kv_dtype)
+    kv = KVCache(model.num_layers, load.num_blocks, layout, device)
+    runner, choices = tier.runner(model, kv, group)
+    choices.append(describe_weights(model, tier.ops.name, plain_because))
+    if group.choice is not None:
+        choices.append(group.choice)
+    return LoadedModel(model, kv, runner, choices)
 
 
 def _warm_up_tokens(load: Load, device: torch.device) -> int:

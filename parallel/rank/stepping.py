@@ -38,13 +38,13 @@ class DirectRunner:
     """Computes in `launch`: for devices that the host waits for anyway."""
 
     def __init__(self, forward: Forward, sampler: Sampler) -> None:
-        self._forward = forward
+        self.forward = forward
         self._sampler = sampler
 
     def launch(self, inputs: StepInputs, batch: SampleBatch) -> PendingTokens:
         """Return the tokens."""
         assert not len(inputs.unknown_T), "every step is finished before the next is launched"
-        logits_SV = self._forward.logits(inputs)
+        logits_SV = self.forward.logits(inputs)
         return DoneTokens(self._sampler.sample(logits_SV, batch) if len(inputs.sampled_rows_S) else Sampled.nothing())
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from parallel.cpu.library import KernelLibrary, KernelsUnavailable
+from parallel.cpu.limits import cpu_obstacle
 from parallel.cpu.tier import CpuTier
 from parallel.groups.base import TPGroup
 from parallel.kv_cache import KVCache
@@ -62,7 +63,7 @@ def choose_tier(device: torch.device, shape: Shape) -> Tier:
     library = _library()
     if isinstance(library, str):
         return TorchTier(shape.dtype, device, library)
-    obstacle = _cpu_obstacle(shape)
+    obstacle = cpu_obstacle(_name(shape.dtype), _name(shape.kv_dtype), shape.head_dim, shape.block_size)
     if obstacle:
         return TorchTier(shape.dtype, device, obstacle)
     return CpuTier(library, torch.get_num_threads())
@@ -74,18 +75,6 @@ def _library() -> KernelLibrary | str:
         return KernelLibrary.load()
     except KernelsUnavailable as error:
         return str(error)
-
-
-def _cpu_obstacle(shape: Shape) -> str:
-    if shape.dtype != torch.bfloat16:
-        return f"the CPU kernels multiply bfloat16 and narrower, not {_name(shape.dtype)}"
-    if shape.kv_dtype not in (torch.bfloat16, torch.int8):
-        return f"the CPU kernels keep keys and values in bfloat16 or int8, not {_name(shape.kv_dtype)}"
-    if shape.head_dim % 32 or shape.head_dim > 256:
-        return f"the CPU kernels need head_dim to be a multiple of 32 up to 256, not {shape.head_dim}"
-    if shape.block_size % 16:
-        return f"the CPU kernels need cache.block_size to be a multiple of 16, not {shape.block_size}"
-    return ""
 
 
 def _name(dtype: torch.dtype) -> str:
