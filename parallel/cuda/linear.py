@@ -120,8 +120,10 @@ def _quantise_rows(
     token, input_I = tl.program_id(0).to(tl.int64), tl.arange(0, TILE_I)
     is_ours_I = input_I < WIDTH
     x_I = tl.load(x + token * WIDTH + input_I, mask=is_ours_I, other=0.0).to(tl.float32)
-    # A token that is not finite keeps a scale that says so: its row of the result is lost, and no other.
     row_scale = tl.maximum(tl.max(tl.abs(x_I), 0) / LARGEST, 1e-12)
+    # Maxima pass over NaN. A token that is not finite has no scale: its row of the result is lost, and no other.
+    num_broken = tl.sum(tl.where(tl.abs(x_I) < float("inf"), 0, 1), 0)
+    row_scale = tl.where(num_broken == 0, row_scale, float("nan"))
     x_I = tl.minimum(tl.maximum(x_I / row_scale, -LARGEST), LARGEST)
     tl.store(out + token * WIDTH + input_I, x_I.to(out.dtype.element_ty), mask=is_ours_I)
     tl.store(scale + token, row_scale)
