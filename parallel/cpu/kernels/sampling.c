@@ -39,9 +39,7 @@ static float row_best(const float *row, int64_t num_columns, int64_t *index) {
   }
   *index = best_block;
   while (*index < num_columns - 1 && row[*index] != best) ++*index;
-  for (int lane = 0; lane < 16; lane++)
-    if (is_nan[lane]) return NAN;
-  return best;
+  return any_i32(is_nan) ? NAN : best;
 }
 
 typedef struct best_job {
@@ -132,24 +130,25 @@ static selection selection_of(const float *row, int64_t num_columns) {
 }
 
 /* A logit that at least `width` of the row reach: as many blocks have a maximum that does. */
-static float threshold(selection *s, int64_t width) {
+static float least_of_best(selection *s, int64_t width) {
   if (width >= s->num_blocks) return -INFINITY;
   for (int64_t block = 0; block < s->num_blocks; block++) s->entries[block] = (entry){key_of(s->maxima[block]), 0};
   sort_entries(s->entries, s->spare, s->num_blocks);
   return logit_of(s->entries[width - 1].key);
 }
 
-/* Put at least `width` of the row's best tokens in order, equal logits by column; nothing left out is as good as the
- * last. Returns how many there are. */
-static int64_t select_best(selection *s, int64_t width) {
-  float least = threshold(s, width);
+/* Put all logits that are at least `least` in order, equal ones by column. Returns how many there are. */
+static int64_t select_entries(selection *s, float least) {
   int64_t count = 0;
   for (int64_t block = 0; block < s->num_blocks; block++) {
     if (s->maxima[block] < least) continue;
     int64_t last = smaller((block + 1) * MAX_BLOCK, s->num_columns);
-    for (int64_t column = block * MAX_BLOCK; column < last; column++) {
-      s->entries[count] = (entry){key_of(s->row[column]), (uint32_t)column};
-      count += s->row[column] >= least;
+    for (int64_t first = block * MAX_BLOCK; first < last; first += 16) {
+      if (!any_i32(load_logits(s->row, first, s->num_columns) >= least)) continue;
+      for (int64_t column = first; column < smaller(first + 16, s->num_columns); column++) {
+        s->entries[count] = (entry){key_of(s->row[column]), (uint32_t)column};
+        count += s->row[column] >= least;
+      }
     }
   }
   sort_entries(s->entries, s->spare, count);
@@ -168,7 +167,8 @@ static void top_rows(void *context, int64_t first, int64_t last) {
   const top_job *job = context;
   for (int64_t row = first; row < last; row++) {
     selection s = selection_of(job->logits + row * job->num_columns, job->num_columns);
-    select_best(&s, job->width);
+    int64_t count = select_entries(&s, least_of_best(&s, job->width));
+    for (int64_t i = count; i < job->width; i++) s.entries[i] = (entry){key_of(-INFINITY), 0}; /* NaN is no logit */
     for (int64_t i = 0; i < job->width; i++) {
       job->top[row * job->width + i] = logit_of(s.entries[i].key);
       job->index[row * job->width + i] = s.entries[i].column;
@@ -183,6 +183,9 @@ void eg_top(eg_threads *threads, const float *logits, int64_t num_rows, int64_t 
 }
 
 /* ---- drawing ---- */
+
+/* Sums in another order and rounded thresholds may miss a token at the end; so look a little further. */
+#define MARGIN 1e-5
 
 /* One row that draws. */
 typedef struct draw {
@@ -234,10 +237,49 @@ static int64_t draw_any(const draw *d) {
   return first + first_over(weights, last - first, d->uniform * mass - before);
 }
 
-static double whole_mass(const draw *d) {
+/* Weigh the whole row; returns the sum. */
+static double weigh_row(const draw *d, selection *s) {
   double mass = 0;
-  for (int64_t first = 0; first < d->num_columns; first += SUM_BLOCK) mass += block_mass(d, first);
+  for (int64_t first = 0; first < d->num_columns; first += SUM_BLOCK) {
+    f32x16 sum = splat_f32(0.0f);
+    for (int64_t column = first; column < smaller(first + SUM_BLOCK, d->num_columns); column += 16) {
+      f32x16 weights = weights_of(d, load_logits(d->row, column, d->num_columns));
+      store_f32(s->weights + column, weights);
+      sum += weights;
+    }
+    mass += sum_f32(sum);
+  }
   return mass;
+}
+
+/* The sum of the row's weights that are at least `least`. */
+static double mass_from(const selection *s, float least) {
+  double mass = 0;
+  for (int64_t first = 0; first < s->num_columns; first += SUM_BLOCK) {
+    f32x16 sum = splat_f32(0.0f);
+    for (int64_t column = first; column < smaller(first + SUM_BLOCK, s->num_columns); column += 16) {
+      f32x16 weights = load_f32(s->weights + column);
+      sum += select_f32(weights >= least, weights, splat_f32(0.0f));
+    }
+    mass += sum_f32(sum);
+  }
+  return mass;
+}
+
+/* A logit such that those no less have a mass of at least `wanted`, and few that are not needed for it. */
+static float least_of_nucleus(const draw *d, const selection *s, double wanted) {
+  float far = 1, near = 0; /* in multiples of the temperature below the best */
+  while (mass_from(s, expf(-far)) < wanted) {
+    if (far > 64) return -INFINITY;
+    near = far;
+    far *= 2;
+  }
+  for (int i = 0; i < 4; i++) {
+    float middle = (near + far) / 2;
+    if (mass_from(s, expf(-middle)) < wanted) near = middle;
+    else far = middle;
+  }
+  return d->best - (far + (float)MARGIN) / d->coldness;
 }
 
 static void weigh_entries(const draw *d, selection *s, int64_t count) {
@@ -249,36 +291,44 @@ static void weigh_entries(const draw *d, selection *s, int64_t count) {
   }
 }
 
-/* How many of the first `count` tokens pass top-p and min-p: those before the first that does not, at least one. */
-static int64_t num_kept(const draw *d, const float *weights, int64_t count, double mass, double *kept_mass) {
-  double running = weights[0];
-  int64_t i = 1;
-  for (; i < count; i++) {
-    if (d->top_p < 1 && running >= d->top_p * mass) break;
-    if (weights[i] < d->min_p) break;
-    running += weights[i];
-  }
-  *kept_mass = running;
-  return i;
+static double sum_of(const float *weights, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; i++) sum += weights[i];
+  return sum;
 }
 
-/* By what the filters leave, most likely first. Looks at ever more tokens until the filters end among them. */
+/* How many of the first `count` tokens pass top-p and min-p: those before the first that does not, at least one. */
+static int64_t num_kept(const draw *d, const float *weights, int64_t count, double mass) {
+  double before = weights[0];
+  for (int64_t i = 1; i < count; i++) {
+    if (d->top_p < 1 && before >= d->top_p * mass) return i;
+    if (weights[i] < d->min_p) return i;
+    before += weights[i];
+  }
+  return count;
+}
+
+/* By what the filters leave, most likely first. */
 static int64_t draw_filtered(const draw *d) {
   selection s = selection_of(d->row, d->num_columns);
-  int64_t has_top_k = d->top_k < d->num_columns;
-  double mass = has_top_k || d->top_p >= 1 ? 0 : whole_mass(d);
-  for (int64_t width = has_top_k ? d->top_k : MAX_BLOCK;; width *= 8) {
-    int64_t count = select_best(&s, width);
-    weigh_entries(d, &s, count);
-    if (has_top_k) {
-      count = d->top_k;
-      for (int64_t i = 0; i < count; i++) mass += s.weights[i];
-    }
-    double kept_mass;
-    int64_t kept = num_kept(d, s.weights, count, mass, &kept_mass);
-    if (has_top_k || kept < count || count == d->num_columns)
-      return s.entries[first_over(s.weights, kept, d->uniform * kept_mass)].column;
+  int has_top_k = d->top_k < d->num_columns, has_top_p = d->top_p < 1;
+  double mass = 0;
+  float least = -INFINITY;
+  if (has_top_k) {
+    least = least_of_best(&s, d->top_k);
+  } else if (has_top_p) {
+    mass = weigh_row(d, &s);
+    least = least_of_nucleus(d, &s, (d->top_p + MARGIN) * mass);
   }
+  /* Top-p of what top-k left takes a share of all k. */
+  if (d->min_p > 0 && !(has_top_k && has_top_p))
+    least = fmaxf(least, d->best + (float)(log(d->min_p) - MARGIN) / d->coldness);
+  int64_t count = select_entries(&s, least);
+  if (has_top_k) count = smaller(count, d->top_k);
+  weigh_entries(d, &s, count);
+  if (has_top_k) mass = sum_of(s.weights, count);
+  int64_t kept = num_kept(d, s.weights, count, mass);
+  return s.entries[first_over(s.weights, kept, d->uniform * sum_of(s.weights, kept))].column;
 }
 
 typedef struct draw_job {

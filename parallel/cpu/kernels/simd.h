@@ -44,6 +44,17 @@ INLINE f32x16 fma_f32(f32x16 a, f32x16 b, f32x16 c) {
 INLINE f32x16 select_f32(i32x16 mask, f32x16 yes, f32x16 no) {
   return (f32x16)(((i32x16)yes & mask) | ((i32x16)no & ~mask));
 }
+/* Whether a comparison holds in any lane. */
+INLINE int any_i32(i32x16 mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+  int64_t lanes[8], any = 0;
+  memcpy(lanes, &mask, 64);
+  for (int i = 0; i < 8; i++) any |= lanes[i];
+  return any != 0;
+#endif
+}
 /* The larger of two; b where either is NaN, as x86 has it. */
 INLINE f32x16 max_f32(f32x16 a, f32x16 b) {
 #if defined(__AVX512F__)

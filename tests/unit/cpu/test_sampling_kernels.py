@@ -163,6 +163,14 @@ def test_top_is_the_start_of_a_stable_sort(kernels: CpuRowKernels, width: int):
         assert torch.equal(top_SK, values_SV[:, :top]) and torch.equal(index_SK, order_SV[:, :top])
 
 
+def test_top_of_a_row_with_nan_stays_inside_the_row(kernels: CpuRowKernels):
+    logits_SV = random_logits(2, 100)
+    logits_SV[0, 3:] = NAN
+    top_SK, index_SK = kernels.top(logits_SV, 20)
+    assert top_SK[0, :3].tolist() == sorted(logits_SV[0, :3].tolist(), reverse=True)
+    assert index_SK.min() >= 0 and index_SK.max() < 100
+
+
 def test_logprobs_and_edits_are_those_of_tier_0(kernels: CpuRowKernels):
     requests = [
         (SamplingParams(max_tokens=9, seed=1, temperature=0, logprobs=5), [3, 4, 4], 2),
