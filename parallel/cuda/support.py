@@ -11,8 +11,8 @@ _FP8_CAPABILITY = (8, 9)
 _MAX_HEAD_DIM = 256
 
 
-def cuda_obstacle(device: torch.device, head_dim: int) -> str:
-    """Return why the tier's kernels cannot run on this device with such heads; empty if they can."""
+def cuda_obstacle(device: torch.device) -> str:
+    """Return why the tier's kernels cannot run on this device; empty if they can."""
     if device.type != "cuda":
         return f"the CUDA kernels need an NVIDIA GPU, not {device.type}"
     if not torch.cuda.is_available():
@@ -20,10 +20,15 @@ def cuda_obstacle(device: torch.device, head_dim: int) -> str:
     capability = torch.cuda.get_device_capability(device)
     if capability < _LEAST_CAPABILITY:
         return f"the CUDA kernels need compute capability 8.0 (Ampere), not {_dotted(capability)}"
-    if head_dim % 2 or head_dim > _MAX_HEAD_DIM:
-        return f"the CUDA kernels need head_dim to be even and at most {_MAX_HEAD_DIM}, not {head_dim}"
     if not has_triton():
         return "triton is not installed; torch's CUDA wheels bring it along, or: pip install triton"
+    return ""
+
+
+def model_obstacle(head_dim: int) -> str:
+    """Return why the tier's kernels cannot run a model with such heads; empty if they can."""
+    if head_dim % 2 or head_dim > _MAX_HEAD_DIM:
+        return f"the CUDA kernels need head_dim to be even and at most {_MAX_HEAD_DIM}, not {head_dim}"
     return ""
 
 

@@ -14,7 +14,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 _MULTIPLIED = {
     "torch": frozenset[QuantFormat](),
     "cpu": frozenset({QuantFormat.INT8, QuantFormat.INT4}),
-    "cuda": frozenset({QuantFormat.FP8}),
+    "cuda": frozenset(QuantFormat),
 }
 """What each tier multiplies by in its own codes; weights in other formats it keeps as plain numbers."""
 

@@ -1,4 +1,4 @@
-"""Which group the ranks form: shared memory where all of them are on one machine's CPU, else torch.distributed."""
+"""Which group the ranks form: memory that all of them map if they are on one machine, else torch.distributed."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,6 +13,7 @@ from parallel.groups.base import TPGroup
 from parallel.groups.distributed import DistributedGroup
 from parallel.groups.shared_memory import SegmentAddress, SharedMemoryGroup, new_segment, open_segment
 from parallel.groups.store import tell_all
+from parallel.groups.symmetric import SymmetricGroup, SymmetricUnavailable, TorchSymmetricSums
 
 T = TypeVar("T")
 
@@ -36,14 +37,19 @@ def join_group(
 
     `node` is the same for ranks that share a machine's memory; the rest is as `DistributedGroup.join` takes it.
     """
-    reason = ""
+    reason, sums = "", None
     if device.type == "cpu":
         sharing = Sharing(PrefixStore(f"generation-{generation}/sharing", store), rank, world_size)
         try:
             return sharing.join(node, timeout_s)
         except NotShared as error:
             reason = str(error)
-    return DistributedGroup.join(
+    else:
+        try:
+            sums = TorchSymmetricSums.join(store, rank, world_size, node, device, generation)
+        except SymmetricUnavailable as error:
+            reason = str(error)
+    group = DistributedGroup.join(
         rank=rank,
         world_size=world_size,
         host=host,
@@ -53,6 +59,7 @@ def join_group(
         generation=generation,
         reason=reason,
     )
+    return group if sums is None else SymmetricGroup(group, sums)
 
 
 class Offer(msgspec.Struct, frozen=True):

@@ -105,13 +105,18 @@ class TorchSymmetricSums:
         self._buffer = buffer
 
     @classmethod
-    def join(cls, store: Store, rank: int, world_size: int, device: torch.device, generation: int) -> Self:
+    def join(cls, store: Store, rank: int, world_size: int, node: str, device: torch.device, generation: int) -> Self:
         """Return the sums once every rank's GPU maps the buffers of all; blocks. Raises SymmetricUnavailable, RankDied.
 
-        `store` is the ranks' alone, `generation` differs between the groups that a process joins.
+        `node` is the same for ranks on one machine. `generation` differs between the groups that a process joins.
         """
+        if obstacle := symmetric_obstacle(world_size, device):
+            raise SymmetricUnavailable(obstacle)
         name = f"eagleray-{generation}"
-        own_store = PrefixStore("symmetric", store)
+        own_store = PrefixStore(f"generation-{generation}/symmetric", store)
+        num_nodes = len(set(tell_all(own_store, rank, world_size, "node", node.encode())))
+        if num_nodes > 1:
+            raise SymmetricUnavailable(f"the ranks are on {num_nodes} nodes")
         buffer, obstacle = None, ""
         try:
             _SymmetricMemory.set_group_info(name, rank, world_size, PrefixStore("memory", own_store))

@@ -7,6 +7,7 @@ import torch
 from parallel.cpu.library import KernelLibrary, KernelsUnavailable
 from parallel.cpu.limits import cpu_obstacle
 from parallel.cpu.tier import CpuTier
+from parallel.cuda.support import cuda_obstacle, model_obstacle
 from parallel.groups.base import TPGroup
 from parallel.kv_cache import KVCache
 from parallel.models.decoder import CausalLM
@@ -53,13 +54,13 @@ def fastest_tier(device: torch.device) -> str:
     """Return the name of the fastest tier of this machine, by which the leader divides memory before a model loads."""
     if device.type == "cpu":
         return "torch" if isinstance(_library(), str) else "cpu"
-    return "torch"
+    return "torch" if cuda_obstacle(device) else "cuda"
 
 
 def choose_tier(device: torch.device, shape: Shape) -> Tier:
     """Return the fastest tier that has kernels for this machine and model. Threads are as many as torch's."""
     if device.type != "cpu":
-        return TorchTier(shape.dtype, device, "")
+        return _gpu_tier(device, shape)
     library = _library()
     if isinstance(library, str):
         return TorchTier(shape.dtype, device, library)
@@ -67,6 +68,16 @@ def choose_tier(device: torch.device, shape: Shape) -> Tier:
     if obstacle:
         return TorchTier(shape.dtype, device, obstacle)
     return CpuTier(library, torch.get_num_threads())
+
+
+def _gpu_tier(device: torch.device, shape: Shape) -> Tier:
+    obstacle = cuda_obstacle(device) or model_obstacle(shape.head_dim)
+    if obstacle:
+        return TorchTier(shape.dtype, device, obstacle)
+    # Only here: it holds Triton kernels, and Triton comes with torch's CUDA builds alone.
+    from parallel.cuda.tier import CudaTier
+
+    return CudaTier(shape.dtype, device)
 
 
 def _library() -> KernelLibrary | str:

@@ -1,10 +1,19 @@
 """Which sums go through symmetric memory; the kernels themselves need several GPUs."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import HashStore
 
-from parallel.groups.symmetric import SymmetricGroup, limits_of, symmetric_obstacle
+from parallel.groups.symmetric import (
+    SymmetricGroup,
+    SymmetricUnavailable,
+    TorchSymmetricSums,
+    limits_of,
+    symmetric_obstacle,
+)
 from tests.support.fake_tp_group import FakeGroup, run_ranks
 
 
@@ -86,3 +95,28 @@ def test_ranks_that_cannot_share_memory_are_told_why():
     assert "not 9" in symmetric_obstacle(9, torch.device("cuda:0"))
     assert limits_of(9) == (0, 0)
     assert symmetric_obstacle(8, torch.device("cuda:0")) == ""
+
+
+def obstacles_of(nodes: list[str], generation: int) -> list[str]:
+    """Return what every rank is told when they try to share memory."""
+    store, gpu = HashStore(), torch.device("cuda:0")
+
+    def join(rank: int) -> str:
+        with pytest.raises(SymmetricUnavailable) as told:
+            TorchSymmetricSums.join(store, rank, len(nodes), nodes[rank], gpu, generation)
+        return str(told.value)
+
+    with ThreadPoolExecutor(len(nodes)) as ranks:
+        return list(ranks.map(join, range(len(nodes))))
+
+
+def test_ranks_on_several_machines_all_hear_that_they_cannot():
+    assert obstacles_of(["one", "other"], generation=10**6) == ["the ranks are on 2 nodes"] * 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="threads of one process are no ranks")
+def test_one_rank_that_cannot_allocate_keeps_all_from_mapping():
+    first, second = obstacles_of(["one", "one"], generation=10**6 + 1)
+    assert first == second
+    assert "rank 0: " in first
+    assert "rank 1: " in first
