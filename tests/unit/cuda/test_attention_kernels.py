@@ -5,6 +5,7 @@ import torch
 
 from parallel.cuda.attention_decode import MAX_PARTS, attend_decode_rows, choose_num_parts
 from parallel.cuda.attention_extend import attend_longer_rows
+from parallel.cuda.attention_varlen import VarlenAttention
 from parallel.cuda.batch import CudaBatch
 from parallel.cuda.ops import CudaOps
 from tests.support.cuda_steps import Step, a_step
@@ -118,3 +119,35 @@ def test_the_number_of_parts_follows_from_shapes_and_fills_the_gpu():
     assert choose_num_parts(num_rows=1, num_kv_heads=8, num_multiprocessors=132) == MAX_PARTS
     assert choose_num_parts(num_rows=32, num_kv_heads=8, num_multiprocessors=132) == 2
     assert choose_num_parts(num_rows=256, num_kv_heads=8, num_multiprocessors=132) == 1
+
+
+def varlen_attn_by_definition(q, k, v, query_starts, context_starts, max_q, max_k, *, scale, is_causal):
+    """Return causal attention of ragged rows, aligned at their ends, as torch's FlashAttention has it."""
+    assert is_causal
+    parts = []
+    for row in range(len(query_starts) - 1):
+        q_HCE = q[query_starts[row] : query_starts[row + 1]].transpose(0, 1)
+        k_HLE, v_HLE = (
+            x[context_starts[row] : context_starts[row + 1]].repeat_interleave(q.shape[1] // x.shape[1], 1)
+            for x in (k, v)
+        )
+        k_HLE, v_HLE = k_HLE.transpose(0, 1), v_HLE.transpose(0, 1)
+        num_queries, num_keys = q_HCE.shape[1], k_HLE.shape[1]
+        assert num_queries <= max_q and num_keys <= max_k
+        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device).tril(num_keys - num_queries)
+        out_HCE = torch.nn.functional.scaled_dot_product_attention(q_HCE, k_HLE, v_HLE, attn_mask=mask, scale=scale)
+        parts.append(out_HCE.transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float16, torch.int8])
+def test_prompts_may_be_attended_by_torch_over_gathered_blocks(kv_dtype):
+    step = a_step([(1, 30), (4, 40), (1, 2), (20, 33)], num_kv_heads=2, dtype=torch.float16, kv_dtype=kv_dtype)
+    varlen = VarlenAttention(varlen_attn_by_definition, {"is_causal": True})
+    ops = CudaOps(torch.float16, num_multiprocessors=4, varlen=varlen)
+    step.assert_equals_tier_0(ops.attend(step.q_THE, step.kv, step.batch, step.scale))
+
+
+def test_torchs_varlen_attention_is_recognised_by_its_signature():
+    varlen = VarlenAttention.probe()
+    assert varlen is None or "varlen" in varlen.name
