@@ -46,6 +46,11 @@ class TransformersPeer:
         self._model.eval()
         self._manager: Any = None
 
+    def logits(self, token_ids: list[int]) -> torch.Tensor:
+        """Return float32 logits after each token, tokens by vocabulary."""
+        with torch.inference_mode():
+            return self._model(torch.tensor([token_ids])).logits[0].float()
+
     def run_static(self, prompts: list[list[int]], num_output: int) -> Timed:
         """Run `generate` on all prompts, which must be equally long, as one batch."""
         ids = torch.tensor(prompts)
