@@ -6,6 +6,7 @@ An editable install compiles nothing: the first process that needs the kernels d
 import logging
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import setup
@@ -31,11 +32,12 @@ class BuildWithKernels(build_py):
         folder = Path(self.build_lib) / "parallel" / "cpu" / "lib"
         shutil.rmtree(folder, ignore_errors=True)  # what an earlier build of other sources left
         folder.mkdir(parents=True)
-        for level in LEVELS:
-            try:
-                compile_library(level, folder)
-            except CompileFailed as error:
-                logger.warning("%s kernels are left out: %s", level.name, error)
+        with ThreadPoolExecutor() as compilers:
+            for level, compilation in [(level, compilers.submit(compile_library, level, folder)) for level in LEVELS]:
+                try:
+                    compilation.result()
+                except CompileFailed as error:
+                    logger.warning("%s kernels are left out: %s", level.name, error)
 
 
 class WheelOfThisMachine(bdist_wheel):
