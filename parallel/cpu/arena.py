@@ -14,9 +14,9 @@ CHUNK_BYTES = 64 << 20
 class Arena:
     """Hands out buffers that live as long as they are referred to; none is given back to it.
 
-    A walk over a model's weights through 4 KiB pages waits for the pages to be looked up: one core (AMD Zen 5) reads 256
-    MiB at 31-34 GB/s from small pages, at 39-41 from huge ones. Matrices are often smaller than a huge page, so they
-    share mappings instead of having one each.
+    A walk over a model's weights through 4 KiB pages waits for the pages to be looked up: one core (AMD Zen 5) reads
+    256 MiB at 31-34 GB/s from small pages, at 39-41 from huge ones. Matrices are often smaller than a huge page, so
+    they share mappings instead of having one each.
     """
 
     def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
