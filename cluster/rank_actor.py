@@ -1,5 +1,6 @@
 """The Ray actor around one rank: a process of its own, so that a crash or a held GIL stays in it."""
 
+from core.logs import configure_logging
 from parallel.rank.messages import RankSpec
 
 
@@ -11,4 +12,6 @@ class RankActor:
         # Imported here: the leader imports this module too, and must not load torch.
         from parallel.rank.loop import run_rank
 
+        # What goes well the leader says.
+        configure_logging("WARNING", rank=spec.rank)
         return run_rank(spec)

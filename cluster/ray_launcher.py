@@ -1,7 +1,6 @@
 """Ranks as Ray actors inside one placement group that outlives every generation of them."""
 
 import logging
-import os
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.config import PlacementConfig
 from cluster.placement import Resources, bundle_of_rank, describe_room, rank_resources
 from cluster.rank_actor import RankActor
+from core.cores import usable_cores
 from core.errors import NotReady, PlacementImpossible
 from engine.config import ParallelConfig
 from engine.rank_pools.options import PoolOptions
@@ -129,7 +129,8 @@ class RayRanks:
             room = self._room
         options = PoolOptions(
             device=self._device,
-            num_threads=self._parallel.threads_per_rank or max(1, _usable_cores() // room.max_ranks_per_node),
+            # Of the leader's node; nodes of one cluster that serve one model are taken to be alike.
+            num_threads=self._parallel.threads_per_rank or max(1, usable_cores() // room.max_ranks_per_node),
             leader_host=room.leader_host,
             collective_timeout_s=self._parallel.collective_timeout_s,
         )
@@ -188,8 +189,3 @@ def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cu
     if wanted == "auto":
         return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
     return wanted
-
-
-def _usable_cores() -> int:
-    # Of the leader's node; nodes of one cluster that serve one model are taken to be alike.
-    return len(os.sched_getaffinity(0))

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.preflight import check_model
 from cluster.ray_launcher import RayRanks
 from cluster.replica_group import GroupIdentity, ReplicaGroup
+from core.cores import take_normal_priority
 from core.logs import configure_logging
 from deployments.announcer import Announcer
 from deployments.config import ModelArgs
@@ -38,6 +39,7 @@ class ModelReplica:
         context = serve.get_replica_context()
         identity = GroupIdentity(f"{context.app_name}#{context.replica_id.unique_id}", context.app_name)
         configure_logging(group_id=identity.group_id)
+        take_normal_priority()
         self._args = args
         self._loop = asyncio.get_running_loop()
         self._settled = asyncio.Event()

@@ -27,6 +27,8 @@ def main(config_path: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if "RAY_ADDRESS" not in os.environ:
+            # Ray's default of 15 lets anything else on the machine come first, and a worker may not lower it.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(address="local", namespace="serve", include_dashboard=False)
         cli.main(args=["run", "--non-blocking", config_path], standalone_mode=False)
         return _watch(parent)

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple, TextIO
 
 import msgspec
 
+from core.cores import usable_cores
 from core.errors import EaglerayError, InvalidRequest, ReplicaFailed, RequestError, StartupError
 from core.progress import Progress
 from engine.config import EngineConfig, ParallelConfig
@@ -199,10 +200,9 @@ def _sampling(options: argparse.Namespace) -> SamplingParams:
 
 
 def _pool_options(parallel: ParallelConfig) -> PoolOptions:
-    num_cores = len(os.sched_getaffinity(0))
     return PoolOptions(
         device=_device(parallel.device),
-        num_threads=parallel.threads_per_rank or max(1, num_cores // parallel.tensor_parallel_size),
+        num_threads=parallel.threads_per_rank or max(1, usable_cores() // parallel.tensor_parallel_size),
         collective_timeout_s=parallel.collective_timeout_s,
     )
 

@@ -4,6 +4,7 @@ import msgspec
 from starlette.types import ASGIApp
 
 from cluster.status import GroupStatus
+from core.cores import take_normal_priority
 from core.logs import configure_logging
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.gateway import Gateway
@@ -14,6 +15,7 @@ class GatewayReplica:
 
     def __init__(self, config: GatewayConfig) -> None:
         configure_logging()
+        take_normal_priority()
         self._gateway = Gateway(config)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
+import msgspec
+
 from core.errors import EaglerayError, RankDied, ReplicaFailed, StepTimeout
 from core.progress import Progress
 from engine.rank_pools.connections import Arrival, RankConnections, RankLost
@@ -80,6 +82,7 @@ class SocketRankPool:
                 self._launcher.stop()
             guests = reception.admit_all(deadline_s, self._launcher.describe_exit, self._is_closing.is_set)
         for guest in guests:
+            _log_joined(guest.joined)
             self._ranks.add(guest.joined.rank, guest.sock)
         if self._world_size > 1:
             self._rendezvous(guests[0].joined.host, deadline_s)
@@ -229,3 +232,8 @@ class SocketRankPool:
             self._ranks.broadcast(Shutdown())
             while self._ranks.num_open and time.monotonic() < deadline_s:
                 self._ranks.receive(deadline_s - time.monotonic())
+
+
+def _log_joined(joined: Joined) -> None:
+    cpu = {} if joined.cpu is None else msgspec.structs.asdict(joined.cpu)
+    log.info("rank joined", extra={"rank": joined.rank, "rank_pid": joined.pid, "device": joined.device, **cpu})

@@ -18,9 +18,11 @@ from parallel.groups.joining import join_group
 from parallel.groups.solo import SoloGroup
 from parallel.groups.store import open_store
 from parallel.rank.channel import LeaderSocket, connect_to_leader
+from parallel.rank.cpu_share import take_cpu
 from parallel.rank.host import memory_of, node_name
 from parallel.rank.loading import load_rank
 from parallel.rank.messages import (
+    CpuShare,
     Joined,
     Listening,
     Load,
@@ -51,11 +53,12 @@ def run_rank(spec: RankSpec) -> int:
 
     Ends the whole process at once, also in the middle of a collective, when the leader goes away.
     """
-    _prepare_process(spec)
+    # First, because threads inherit it from the thread that starts them.
+    cpu = take_cpu(spec.num_threads)
     channel, host = connect_to_leader(spec.leader_host, spec.leader_port, spec.secret)
     watch = LeaderWatch(channel)
     try:
-        _serve(spec, channel, host)
+        _serve(spec, channel, host, cpu)
         return 0
     except ConnectionLost:
         return EXIT_LEADER_GONE
@@ -104,14 +107,7 @@ class LeaderWatch:
             os._exit(EXIT_LEADER_GONE)
 
 
-def _prepare_process(spec: RankSpec) -> None:
-    torch.set_num_threads(spec.num_threads)
-    # Ray starts its workers at nice 15; without the right to raise the priority it stays as it is.
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
-
-
-def _serve(spec: RankSpec, channel: LeaderSocket, host: str) -> None:
+def _serve(spec: RankSpec, channel: LeaderSocket, host: str, cpu: CpuShare) -> None:
     device = torch.device(spec.device)
     memory = memory_of(device)
     channel.send(
@@ -125,6 +121,7 @@ def _serve(spec: RankSpec, channel: LeaderSocket, host: str) -> None:
             total_memory_bytes=memory.total_bytes,
             free_memory_bytes=memory.free_bytes,
             tier=fastest_tier(device),
+            cpu=cpu,
         )
     )
     group = _join_group(spec, channel, host, device)

@@ -32,6 +32,17 @@ class RankSpec(msgspec.Struct, frozen=True, kw_only=True):
     collective_timeout_s: float = 30.0
 
 
+class CpuShare(msgspec.Struct, frozen=True, array_like=True):
+    """What a rank's process really has of its machine's cores, whatever it was meant to have."""
+
+    num_threads: int
+    """Threads that compute."""
+    num_cores: int
+    """Cores they may keep busy: affinity and control group's quota."""
+    niceness: int
+    """0 is normal; above, others come first."""
+
+
 class Joined(msgspec.Struct, frozen=True, tag=True):
     """First message of a rank."""
 
@@ -48,6 +59,8 @@ class Joined(msgspec.Struct, frozen=True, tag=True):
     """Of the GPU, or of the node for `cpu`."""
     tier: str = "torch"
     """The fastest set of operations that this machine has: `torch`, `cpu` or `cuda`."""
+    cpu: CpuShare | None = None
+    """None where the rank is in the leader's own process."""
 
 
 class Rendezvous(msgspec.Struct, frozen=True, tag=True):

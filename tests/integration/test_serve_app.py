@@ -1,5 +1,6 @@
 """The whole path on the real SmolLM2-135M: HTTP, gateway, token channel, replica groups, ranks in Ray actors."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,6 +67,13 @@ def test_neither_gateway_nor_leader_loads_torch_and_a_rank_does(quick):
     assert ranks
     assert not [pid for pid in replicas if loads_torch(pid)]
     assert all(loads_torch(pid) for pid in ranks)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="lowering the niceness takes a right")
+def test_what_computes_and_what_waits_for_it_runs_at_normal_priority_though_ray_starts_it_at_15(quick):
+    processes = quick.processes(REPLICA_TITLE) | quick.processes(RANK_TITLE)
+    threads = [thread for pid in processes for thread in Path(f"/proc/{pid}/task").iterdir()]
+    assert {os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in threads} == {0}
 
 
 def test_a_model_that_cannot_be_split_fails_with_its_reason_and_the_others_go_on(quick):
