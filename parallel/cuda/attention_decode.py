@@ -4,8 +4,9 @@ T tokens in step, B rows in step, H query heads on this rank, K kv heads on this
 E head dim, N blocks in the pool, S block size, M most blocks of a row, P parts a context is split into.
 
 Flash-Decoding (https://pytorch.org/blog/flash-decoding): with one query a row there are only B * K independent pieces
-of work, too few to keep a GPU's memory busy at small B. So every context is read in P parts; P depends on the shape of
-the batch alone, and a short context leaves the later parts without work, so that a CUDA graph fits every length.
+of work, too few to keep a GPU's memory busy at small B; and at large B a single long context would be what all others
+wait for. So every context is read in up to P parts; P depends on the shape of the batch alone, and a short context
+leaves the later parts without work, so that a CUDA graph fits every length.
 A kv head's query heads share what is read. They are the rows of one small matrix, padded to the 16 that tensor cores
 multiply at least; memory is the limit, not arithmetic.
 """
@@ -27,6 +28,18 @@ _PROGRAMS_PER_MULTIPROCESSOR = 4
 """Programs that should be under way, so that some wait for memory while others compute. Not measured yet."""
 MAX_PARTS = 64
 """Of a context. At 64 parts a single row of 8 kv heads has 512 programs."""
+_FEWEST_PARTS = 4
+_USUAL_PART_LEN = 256
+"""Tokens that a part has at least where rows alone keep the GPU busy, so that only long contexts are split."""
+
+
+class Split(NamedTuple):
+    """How contexts are split."""
+
+    num_parts: int
+    """At most."""
+    least_part_len: int
+    """Tokens; parts of contexts that are shorter than parts * this come out empty."""
 
 
 class DecodeLaunch(NamedTuple):
@@ -42,7 +55,7 @@ _LAUNCHES = {64: DecodeLaunch(128, 4, 3), 128: DecodeLaunch(64, 4, 3), 256: Deco
 
 
 def attend_decode_rows(
-    q_THE: Tensor, kv: LayerKV, batch: CudaBatch, scale: float, num_parts: int, out_THE: Tensor
+    q_THE: Tensor, kv: LayerKV, batch: CudaBatch, scale: float, split: Split, out_THE: Tensor
 ) -> None:
     """Write the rows that compute one token to `out_THE` (mutates). Rows of q may lie apart.
 
@@ -55,7 +68,7 @@ def attend_decode_rows(
     tile_features = max(16, triton.next_power_of_2(head_dim))
     launch = _LAUNCHES[max(64, tile_features)]
     # One part is written where it belongs; more are kept in float32 with their logarithmic weights.
-    is_split = num_parts > 1
+    num_parts, is_split = split.num_parts, split.num_parts > 1
     parts_shape = (num_rows, num_heads, num_parts) if is_split else (0, 0, 0)
     part_BHPE = torch.empty((*parts_shape, head_dim), dtype=torch.float32, device=q_THE.device)
     weight_BHP = torch.empty(parts_shape, dtype=torch.float32, device=q_THE.device)
@@ -76,6 +89,7 @@ def attend_decode_rows(
         batch.block_table_BM.stride(0),
         batch.block_table_BM.shape[1],
         num_parts,
+        split.least_part_len,
         NUM_KV_HEADS=num_kv_heads,
         GROUP_SIZE=group_size,
         HEAD_DIM=head_dim,
@@ -103,14 +117,16 @@ def attend_decode_rows(
         )
 
 
-def choose_num_parts(num_rows: int, num_kv_heads: int, num_multiprocessors: int) -> int:
-    """Return into how many parts contexts are split to keep every multiprocessor busy: from shapes alone."""
+def choose_split(num_rows: int, num_kv_heads: int, num_multiprocessors: int) -> Split:
+    """Return how contexts are split to keep every multiprocessor busy: from shapes alone."""
     wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // max(1, num_rows * num_kv_heads)
-    return max(1, min(wanted, MAX_PARTS))
+    if wanted > _FEWEST_PARTS:
+        return Split(min(wanted, MAX_PARTS), least_part_len=1)
+    return Split(_FEWEST_PARTS, _USUAL_PART_LEN)
 
 
 # Not specialised: a table's width changes from step to step, and a new kernel would be compiled in between.
-@triton.jit(do_not_specialize=["table_stride", "num_blocks", "num_parts"])
+@triton.jit(do_not_specialize=["table_stride", "num_blocks", "num_parts", "least_part_len"])
 def _read_part(
     q: tl.tensor,
     key: tl.tensor,
@@ -128,6 +144,7 @@ def _read_part(
     table_stride: int,
     num_blocks: int,
     num_parts: int,
+    least_part_len: int,
     NUM_KV_HEADS: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -144,7 +161,8 @@ def _read_part(
     if tl.load(query_starts + row + 1) - token != 1:
         return
     context_len = tl.load(context_lens + row)
-    part_len = tl.cdiv(tl.cdiv(context_len, num_parts), TILE_L) * TILE_L
+    part_len = tl.maximum(tl.cdiv(context_len, num_parts), least_part_len)
+    part_len = tl.cdiv(part_len, TILE_L) * TILE_L
     first = part * part_len
     stop = tl.minimum(first + part_len, context_len)
 

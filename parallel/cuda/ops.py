@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parallel.attention.base import AttentionBatch, KVLayout, LayerKV
 from parallel.cuda.activation import silu_mul
-from parallel.cuda.attention_decode import attend_decode_rows, choose_num_parts
+from parallel.cuda.attention_decode import attend_decode_rows, choose_split
 from parallel.cuda.attention_extend import attend_longer_rows
 from parallel.cuda.attention_varlen import VarlenAttention
 from parallel.cuda.batch import CudaBatch
@@ -108,8 +108,8 @@ class CudaOps:
         step = self._on_device(batch)
         out_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype, device=q_THE.device)
         if step.has_decode_rows:
-            num_parts = choose_num_parts(step.num_rows, kv.key.shape[2], self._num_multiprocessors)
-            attend_decode_rows(q_THE, kv, step, scale, num_parts, out_THE)
+            split = choose_split(step.num_rows, kv.key.shape[2], self._num_multiprocessors)
+            attend_decode_rows(q_THE, kv, step, scale, split, out_THE)
         if step.has_longer_rows:
             if self._varlen is not None and self._varlen.can_attend(q_THE, step):
                 self._varlen.attend_longer_rows(q_THE, kv, step, scale, out_THE)

@@ -21,7 +21,7 @@ from triton.runtime import jit
 from triton.runtime.driver import driver
 
 from parallel.attention.base import AttentionBatch, LayerKV
-from parallel.cuda.attention_decode import attend_decode_rows
+from parallel.cuda.attention_decode import Split, attend_decode_rows
 from parallel.cuda.attention_extend import attend_longer_rows
 from parallel.cuda.batch import CudaBatch
 from parallel.cuda.choose import RowSampling, choose, draw, join_chunks, read_chunks
@@ -110,7 +110,7 @@ def launch_attention(shape: Shape, kv_dtype: torch.dtype) -> None:
     step = CudaBatch.decoding(slots_T[:num_rows], table_BM, nowhere(num_rows, dtype=torch.int32))
     out_THE = nowhere(*q_THE.shape)
     for num_parts in (1, 8):
-        attend_decode_rows(q_THE, kv, step, 0.1, num_parts, out_THE)
+        attend_decode_rows(q_THE, kv, step, 0.1, Split(num_parts, 1), out_THE)
     attend_longer_rows(q_THE, kv, step, 0.1, out_THE)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from parallel.cuda.attention_decode import MAX_PARTS, attend_decode_rows, choose_num_parts
+from parallel.cuda.attention_decode import MAX_PARTS, Split, attend_decode_rows, choose_split
 from parallel.cuda.attention_extend import attend_longer_rows
 from parallel.cuda.attention_varlen import VarlenAttention
 from parallel.cuda.batch import CudaBatch
@@ -14,9 +14,9 @@ from tests.support.kernel_device import DEVICE
 UNTOUCHED = 7.0
 
 
-def decoded(step: Step, num_parts: int) -> torch.Tensor:
+def decoded(step: Step, num_parts: int, least_part_len: int = 1) -> torch.Tensor:
     out_THE = torch.full_like(step.q_THE, UNTOUCHED)
-    attend_decode_rows(step.q_THE, step.kv, step.cuda_batch, step.scale, num_parts, out_THE)
+    attend_decode_rows(step.q_THE, step.kv, step.cuda_batch, step.scale, Split(num_parts, least_part_len), out_THE)
     return out_THE
 
 
@@ -30,17 +30,16 @@ def extended(step: Step) -> torch.Tensor:
 def test_decode_gives_the_same_in_any_number_of_parts(num_parts):
     step = a_step([(1, 1), (1, 130), (1, 300)])
     step.assert_equals_tier_0(decoded(step, num_parts))
+    step.assert_equals_tier_0(decoded(step, num_parts, least_part_len=200))
 
 
-@pytest.mark.parametrize("group_size", [1, 3, 4, 17])
-@pytest.mark.parametrize("head_dim", [64, 96, 256])
+@pytest.mark.parametrize(("group_size", "head_dim"), [(1, 64), (3, 96), (4, 256), (17, 64)])
 def test_decode_serves_any_group_size_and_head_dim(group_size, head_dim):
     step = a_step([(1, 17), (1, 66)], num_kv_heads=2, group_size=group_size, head_dim=head_dim)
     step.assert_equals_tier_0(decoded(step, 2))
 
 
-@pytest.mark.parametrize("block_size", [1, 16, 48])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("block_size", "dtype"), [(1, torch.float16), (48, torch.float16), (16, torch.bfloat16)])
 def test_decode_serves_any_block_size_and_precision(block_size, dtype):
     step = a_step([(1, 5), (1, 97)], block_size=block_size, dtype=dtype, head_dim=128)
     step.assert_equals_tier_0(decoded(step, 2))
@@ -62,7 +61,7 @@ def test_padding_rows_of_a_graph_give_zeros_and_no_nan():
     q_BHE = torch.cat((step.q_THE, step.q_THE))
     for num_parts in (1, 3):
         out_BHE = torch.full_like(q_BHE, torch.nan)
-        attend_decode_rows(q_BHE, step.kv, batch, step.scale, num_parts, out_BHE)
+        attend_decode_rows(q_BHE, step.kv, batch, step.scale, Split(num_parts, 1), out_BHE)
         step.assert_equals_tier_0(out_BHE[:2])
         assert (out_BHE[2:] == 0).all()
 
@@ -115,10 +114,10 @@ def test_a_mixed_step_of_strided_queries_goes_through_both_kernels():
     step.assert_equals_tier_0(ops.attend(qkv_TXE[:, :num_heads], step.kv, step.batch, step.scale))
 
 
-def test_the_number_of_parts_follows_from_shapes_and_fills_the_gpu():
-    assert choose_num_parts(num_rows=1, num_kv_heads=8, num_multiprocessors=132) == MAX_PARTS
-    assert choose_num_parts(num_rows=32, num_kv_heads=8, num_multiprocessors=132) == 2
-    assert choose_num_parts(num_rows=256, num_kv_heads=8, num_multiprocessors=132) == 1
+def test_the_split_follows_from_shapes_fills_the_gpu_and_leaves_no_long_row_to_one_program():
+    assert choose_split(num_rows=1, num_kv_heads=8, num_multiprocessors=132) == Split(MAX_PARTS, 1)
+    assert choose_split(num_rows=8, num_kv_heads=8, num_multiprocessors=132) == Split(8, 1)
+    assert choose_split(num_rows=256, num_kv_heads=8, num_multiprocessors=132) == Split(4, 256)
 
 
 def varlen_attn_by_definition(q, k, v, query_starts, context_starts, max_q, max_k, *, scale, is_causal):
