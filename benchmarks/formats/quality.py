@@ -12,30 +12,17 @@ import argparse
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.formats.divergence import divergence
 from benchmarks.formats.ranks import measure
-from benchmarks.formats.teacher_forced import Setting
+from benchmarks.formats.settings import SETTINGS, TEXT
 from benchmarks.report import shown, write_report
 from benchmarks.transformers_peer import TransformersPeer
 from engine.tokenizer import Tokenizer
 from parallel.checkpoint.source import resolve_checkpoint
-
-TEXT = Path(__file__).with_name("text.txt")
-SETTINGS = {
-    "float32": Setting("float32", "none", "float32"),
-    "bfloat16": Setting("bfloat16", "none", "bfloat16"),
-    "bfloat16, KV int8": Setting("bfloat16", "none", "int8"),
-    "int8 weights, float32": Setting("float32", "int8", "float32"),
-    "int8": Setting("bfloat16", "int8", "bfloat16"),
-    "int8, KV int8": Setting("bfloat16", "int8", "int8"),
-    "the file's own": Setting("bfloat16", "auto", "bfloat16"),
-    "the file's own, KV int8": Setting("bfloat16", "auto", "int8"),
-}
 
 
 class Row(NamedTuple):

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.formats.teacher_forced import Setting, text_logits
+from benchmarks.formats.settings import Setting
+from benchmarks.formats.teacher_forced import text_logits
 from parallel.groups.base import TPGroup
 from parallel.groups.joining import join_group
 from parallel.groups.solo import SoloGroup

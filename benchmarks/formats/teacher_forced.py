@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parallel.formats.kinds import Quantization
+from benchmarks.formats.settings import Setting
 from parallel.groups.base import TPGroup
 from parallel.plan import Chunk, RowStart
 from parallel.rank.loading import LoadedModel, load_model
@@ -25,14 +25,6 @@ CHUNK_TOKENS = 128
 DECODED_SHARE = 4
 """One token in so many is computed in a step of its own, the last ones of the text."""
 CPU = torch.device("cpu")
-
-
-class Setting(NamedTuple):
-    """What a model is loaded as."""
-
-    dtype: str
-    quantization: Quantization
-    kv_dtype: str
 
 
 class TextLogits(NamedTuple):
