@@ -66,7 +66,8 @@ class TextStream:
     def push(self, token_ids: Sequence[int]) -> TextDelta:
         """Take the next tokens; return the text they make visible."""
         if self._stop is None:
-            text = "".join(map(self._decoder.step, token_ids))
+            step = self._decoder.step
+            text = step(token_ids[0]) if len(token_ids) == 1 else "".join(map(step, token_ids))
             self.num_tokens += len(token_ids)
             self.num_characters += len(text)
             return TextDelta(text, False)

@@ -44,6 +44,8 @@ class TokenBytes:
         self._special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._to_bytes, self.start = _read_decoder(tokenizer)
         self._known: dict[int, bytes] = {}
+        self.whole_texts: tuple[dict[int, str], dict[int, str]] = ({}, {})
+        """Text of tokens that are whole characters, with and without special tokens; filled by decoders."""
 
     def of(self, token_id: int) -> bytes:
         """Return the bytes of a token, as anywhere but at the start of a text; none for an id without a token."""
@@ -68,21 +70,40 @@ class TokenDecoder:
         """Start after `prompt_ids`, of which only the last few are looked at."""
         self._table = table
         self._skips_special = skip_special_tokens
+        self._whole_texts = table.whole_texts[skip_special_tokens]
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._is_at_start = True
         self._num_to_strip = table.start.num_stripped
         self._prime(prompt_ids)
+        self._is_between_characters = self._has_nothing_pending()
 
     def step(self, token_id: int) -> str:
         """Return the text that `token_id` completes, perhaps none."""
-        if self._skips_special and self._table.is_special(token_id):
-            return ""
-        piece = self._table.of(token_id)
-        return self._utf8.decode(self._without_start(piece) if self._is_at_start else piece)
+        # Nearly every token: it begins and ends between two characters, and has been met before.
+        if self._is_between_characters:
+            text = self._whole_texts.get(token_id)
+            if text is not None:
+                return text
+        return self._decode(token_id)
 
     def flush(self) -> str:
         """Return what is left, an unfinished character as U+FFFD."""
         return self._utf8.decode(b"", final=True)
+
+    def _decode(self, token_id: int) -> str:
+        if self._skips_special and self._table.is_special(token_id):
+            return ""
+        began_between_characters = self._is_between_characters
+        piece = self._table.of(token_id)
+        text = self._utf8.decode(self._without_start(piece) if self._is_at_start else piece)
+        self._is_between_characters = self._has_nothing_pending()
+        if began_between_characters and self._is_between_characters:
+            self._whole_texts[token_id] = text
+        return text
+
+    def _has_nothing_pending(self) -> bool:
+        """Whether the next token's text depends on that token alone."""
+        return not self._is_at_start and not self._utf8.getstate()[0]
 
     def _prime(self, prompt_ids: Sequence[int]) -> None:
         context = [

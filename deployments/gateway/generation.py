@@ -5,6 +5,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from cluster.routing.base import RequestCost
 from core.errors import ReplicaFailed
 from deployments.groups.directory import GroupDirectory
@@ -24,7 +26,7 @@ class ChoiceToken(NamedTuple):
     """Characters of the choice before it."""
 
 
-class Delta(NamedTuple):
+class Delta(msgspec.Struct, frozen=True, gc=False):
     """What one event of the group adds to one choice."""
 
     choice: int
@@ -36,6 +38,7 @@ class Delta(NamedTuple):
 
 
 Emit = Callable[[Delta], Awaitable[None]]
+"""Passes a delta on; may be a plain function that returns what `send` returned, for every token comes through here."""
 
 
 class Choice:
@@ -83,6 +86,8 @@ class Choice:
         if self.first_token_at_s is None:
             self.first_token_at_s = time.monotonic()
             self.num_cached_tokens = event.num_cached_tokens
+        if event.logprobs is None and event.finish_reason is None:
+            return self._take_tokens(event.token_ids)
         tokens: Sequence[ChoiceToken] = ()
         if event.logprobs:
             text, is_stopped, tokens = self._push_with_logprobs(event.token_ids, event.logprobs)
@@ -95,6 +100,12 @@ class Choice:
         if text or tokens or self.finish_reason is not None:
             return Delta(self.index, text, tokens, self.finish_reason)
         return None
+
+    def _take_tokens(self, token_ids: Sequence[int]) -> Delta | None:
+        text, is_stopped = self._text.push(token_ids)
+        if is_stopped:
+            self.finish_reason = "stop"
+        return Delta(self.index, text, (), self.finish_reason) if text or is_stopped else None
 
     def _finish(self, event: TokenEvent) -> str:
         if event.finish_reason == "cancelled":

@@ -8,6 +8,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Awaitable
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -91,7 +92,8 @@ class _Exchange:
             await self._tracking_send({"type": "http.response.body", "body": error_event(error), "more_body": False})
         return error.code
 
-    async def _tracking_send(self, message: Message) -> None:
+    def _tracking_send(self, message: Message) -> Awaitable[None]:
+        # No coroutine of its own around that of `send`, for every token comes through here.
         if message["type"] == "http.response.body":
             self._is_complete = not message.get("more_body", False)
         elif message["type"] == "http.response.start":
@@ -99,7 +101,7 @@ class _Exchange:
             headers = list(message.get("headers", ()))
             self._is_event_stream = any(name == b"content-type" and b"event-stream" in value for name, value in headers)
             message = {**message, "headers": [*headers, (b"x-request-id", self._request_id.encode())]}
-        await self._send(message)
+        return self._send(message)
 
 
 def _request_id(headers: Headers) -> str:

@@ -55,8 +55,8 @@ class GenerationEndpoint:
     async def _stream(self, job: Job, send: Send) -> None:
         events = SseResponse(send, job.writer.opening())
 
-        async def emit(delta: Delta) -> None:
-            await events.write(job.writer.event(delta))
+        def emit(delta: Delta) -> Awaitable[None]:
+            return events.write(job.writer.event(delta))
 
         await run_choices(job.choices, self._services.directory, emit)
         usage = job.writer.usage_event(job.usage) if job.fields.has_stream_usage else b""

@@ -3,6 +3,7 @@ stream and only the text of a token is encoded when it comes."""
 
 import json
 import re
+from collections.abc import Awaitable
 
 import msgspec
 from starlette.types import Send
@@ -41,17 +42,21 @@ class SseResponse:
         self._send = send
         self._opening: bytes | None = opening
 
-    async def write(self, events: bytes) -> None:
-        """Send events; waits while the client does not keep up."""
+    def write(self, events: bytes) -> Awaitable[None]:
+        """Send events when awaited; waits while the client does not keep up."""
+        # No coroutine of its own around that of `send`, for every token comes through here.
         if self._opening is not None:
-            events = await self._open() + events
-        await self._send({"type": "http.response.body", "body": events, "more_body": True})
+            return self._open_with(events)
+        return self._send({"type": "http.response.body", "body": events, "more_body": True})
 
     async def end(self, events: bytes) -> None:
         """Send the last events and end the response."""
         if self._opening is not None:
             events = await self._open() + events
         await self._send({"type": "http.response.body", "body": events, "more_body": False})
+
+    async def _open_with(self, events: bytes) -> None:
+        await self.write(await self._open() + events)
 
     async def _open(self) -> bytes:
         opening, self._opening = self._opening or b"", None

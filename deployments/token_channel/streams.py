@@ -29,7 +29,9 @@ class EventStream:
     def push(self, event: TokenEvent) -> None:
         """Append one event and wake the reader."""
         self._unread.append(event)
-        self._wake()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     async def __aenter__(self) -> "EventStream":
         return self
@@ -37,7 +39,8 @@ class EventStream:
     async def __aexit__(self, *exc: object) -> None:
         self._is_over = True
         self._unread.clear()
-        self._wake()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
         self._leave(self.request_id)
 
     def __aiter__(self) -> "EventStream":
@@ -57,11 +60,6 @@ class EventStream:
         event = self._unread.popleft()
         self._is_over = event.is_terminal
         return event
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
 
 class OpenStreams:
