@@ -14,7 +14,7 @@ from parallel.models.decoder import CausalLM
 from parallel.ops.choice import OpChoice
 from parallel.rank.forward import Forward, OpByOp
 from parallel.rank.stepping import DirectRunner
-from parallel.rank.tier import RunChoice
+from parallel.rank.tier import RunChoice, StepLimits
 from parallel.sampling.sampler import Sampler
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ class CpuTier:
         self._threads = ThreadPool(library, num_threads)
         self.ops = CpuOps(library, self._threads)
 
-    def runner(self, model: CausalLM, kv: KVCache, group: TPGroup) -> RunChoice:
+    def runner(self, model: CausalLM, kv: KVCache, group: TPGroup, limits: StepLimits) -> RunChoice:
         """Return a runner whose step is one C call, or calls of single operations if the group is out of C's reach."""
         forward, reason = self._forward(model, kv, group)
         sampler = Sampler(group, model.vocab, CPU, CpuRowKernels(self._library, self._threads))

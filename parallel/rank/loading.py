@@ -18,7 +18,9 @@ from parallel.models.loader import OnProgress, describe_weights, load_weights
 from parallel.models.registry import build_model
 from parallel.ops.choice import OpChoice
 from parallel.rank.messages import Load, Loaded
+from parallel.rank.rows import max_blocks_of_row
 from parallel.rank.stepping import StepRunner
+from parallel.rank.tier import StepLimits
 from parallel.rank.tiers import Shape, choose_tier
 from parallel.rank.worker import RankWorker
 from parallel.sharding import ShardPlan
@@ -83,7 +85,8 @@ def load_model(load: Load, group: TPGroup, device: torch.device, on_progress: On
     plain_because = load_weights(model, checkpoint, load.quantization, on_progress)
     layout = tier.ops.kv_layout(load.block_size, len(shard.kv_heads), spec.head_dim, kv_dtype)
     kv = KVCache(model.num_layers, load.num_blocks, layout, device)
-    runner, choices = tier.runner(model, kv, group)
+    limits = StepLimits(load.max_rows, max_blocks_of_row(load.max_model_len, load.block_size))
+    runner, choices = tier.runner(model, kv, group, limits)
     choices.append(describe_weights(model, tier.ops.name, plain_because))
     if group.choice is not None:
         choices.append(group.choice)

@@ -55,6 +55,11 @@ class ExpectedTokens(NamedTuple):
     """Which request of its row each is for: a row may be given away before the token is there."""
 
 
+def max_blocks_of_row(max_model_len: int, block_size: int) -> int:
+    """Return how many blocks the longest row ever has."""
+    return -(-(max_model_len + _OVERRUN) // block_size)
+
+
 class RowTable:
     """Follows plans. A plan that breaks the rules is a bug of the leader and fails an assertion."""
 
@@ -64,7 +69,8 @@ class RowTable:
         self._tokens = np.zeros((max_rows, max_tokens), np.int64)
         self._num_tokens = np.zeros(max_rows, np.int64)
         self._num_computed = np.zeros(max_rows, np.int64)
-        self._blocks = np.zeros((max_rows, -(-max_tokens // block_size) + _SPARE_BLOCKS), np.int64)
+        num_columns = max_blocks_of_row(max_model_len, block_size) + _SPARE_BLOCKS
+        self._blocks = np.zeros((max_rows, num_columns), np.int64)
         self._num_blocks = [0] * max_rows
         self._life = np.zeros(max_rows, np.int64)
         self._num_unknown = np.zeros(max_rows, np.int64)

@@ -10,6 +10,14 @@ from parallel.ops.choice import OpChoice
 from parallel.rank.stepping import StepRunner
 
 
+class StepLimits(NamedTuple):
+    """The largest steps there will be."""
+
+    max_rows: int
+    max_blocks: int
+    """Of a row."""
+
+
 class RunChoice(NamedTuple):
     """How steps are run, and which tier each operation got."""
 
@@ -25,6 +33,6 @@ class Tier(Protocol):
         """What the model is built of."""
         ...
 
-    def runner(self, model: CausalLM, kv: KVCache, group: TPGroup) -> RunChoice:
+    def runner(self, model: CausalLM, kv: KVCache, group: TPGroup, limits: StepLimits) -> RunChoice:
         """Return what runs the steps of a loaded model. A collective."""
         ...

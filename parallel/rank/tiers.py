@@ -15,7 +15,7 @@ from parallel.ops.choice import OpChoice
 from parallel.ops.torch_ops import TorchOps
 from parallel.rank.forward import OpByOp
 from parallel.rank.stepping import DirectRunner
-from parallel.rank.tier import RunChoice, Tier
+from parallel.rank.tier import RunChoice, StepLimits, Tier
 from parallel.sampling.sampler import Sampler
 
 
@@ -37,7 +37,7 @@ class TorchTier:
         self._device = device
         self._reason = reason
 
-    def runner(self, model: CausalLM, kv: KVCache, group: TPGroup) -> RunChoice:
+    def runner(self, model: CausalLM, kv: KVCache, group: TPGroup, limits: StepLimits) -> RunChoice:
         """Return a runner that goes operation by operation."""
         runner = DirectRunner(OpByOp(model, kv, self._device), Sampler(group, model.vocab, self._device))
         details = {
