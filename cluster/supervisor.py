@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from cluster.config import ReplicaGroupConfig
@@ -14,6 +14,7 @@ from core.progress import Progress
 from engine.config import EngineConfig
 from engine.ranks import RankPool
 from engine.request import EngineLoad, EventSink, GenerationRequest
+from parallel.ops.choice import OpChoice
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,11 @@ class ModelEngine(Protocol):
     @property
     def max_model_len(self) -> int:
         """Longest prompt + output in tokens."""
+        ...
+
+    @property
+    def ops(self) -> Sequence[OpChoice]:
+        """Which tier runs each operation."""
         ...
 
     def submit(self, request: GenerationRequest, sink: EventSink) -> None:

@@ -9,6 +9,7 @@ from core.progress import Progress
 from engine.config import EngineConfig, ModelConfig
 from engine.ranks import RankPool
 from engine.request import EngineLoad, EventSink, GenerationRequest, StepEvents, TokenEvent
+from parallel.ops.choice import OpChoice
 from parallel.sampling.params import SamplingParams
 from tests.support.fake_ranks import FakeRankPool
 
@@ -19,7 +20,7 @@ class FakeEngine:
     """A `ModelEngine`: accepts every request and does nothing until a test breaks, finishes or closes it."""
 
     max_model_len = 2048
-    ops = ()
+    ops = (OpChoice("linear", "torch", "fake"),)
 
     def __init__(self) -> None:
         self._ended = threading.Event()

@@ -8,6 +8,7 @@ from core.errors import EaglerayError, ErrorInfo, ReplicaFailed
 from core.progress import Progress
 from engine.engine import Engine
 from engine.request import EngineLoad, EventSink, GenerationRequest, StepEvents, TokenEvent
+from parallel.ops.choice import OpChoice
 from parallel.plan import TokenLogprobs
 from tests.support.byte_tokenizer import EOS
 
@@ -34,6 +35,7 @@ def status_of_group(
         channel=NOWHERE if state == "ready" else None,
         model_source="/models/tiny",
         max_model_len=MAX_MODEL_LEN,
+        ops=[OpChoice("linear", "torch", "plain", "there is no compiler")],
     )
 
 

@@ -82,6 +82,7 @@ def test_status_describes_the_model_and_the_channel_to_gateways():
         assert (status.group_id, status.application, status.model) == ("m#1", "m", "m")
         assert status.channel == address
         assert (status.max_model_len, status.num_kv_blocks, status.block_size) == (2048, 100, 16)
+        assert status.ops == list(FakeEngine.ops)
         assert status.progress == []
 
 

@@ -232,6 +232,7 @@ def test_metrics_count_requests_tokens_and_times_and_show_group_load():
         'vllm:num_requests_running{group="group-1",model_name="tiny"} 0.0',
         'vllm:kv_cache_usage_perc{group="group-1",model_name="tiny"} 0.25',
         'vllm:generation_tokens_total{group="group-1",model_name="tiny"} 30.0',
+        'eagleray_op_tier{detail="plain",group="group-1",model_name="tiny",op="linear",tier="torch"} 1.0',
     ):
         assert line in text
     assert "invented-by-a-caller" not in text
