@@ -11,6 +11,7 @@ from torch import Tensor
 from parallel.cpu.abi import Format, Matrix
 from parallel.cpu.arena import Arena
 from parallel.cpu.library import KernelLibrary
+from parallel.cpu.packing import pack
 from parallel.cpu.threads import ThreadPool
 from parallel.formats.quantised import QuantFormat, QuantisedMatrix
 
@@ -49,7 +50,7 @@ class CpuMatmul:
             bias=None if self._bias_R is None else self._bias_R.data_ptr(),
         )
         """For calls that take it by address; refers to memory that this object keeps alive."""
-        self._pack(weight_RI)
+        pack(library, self.matrix, weight_RI, threads.num_threads)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         """Return y_TR; `x_TI` is float32."""
@@ -70,21 +71,6 @@ class CpuMatmul:
     def shares(self, weight: Tensor) -> bool:
         """Never: a packed weight is a copy."""
         return False
-
-    def _pack(self, weight_RI: Tensor | QuantisedMatrix) -> None:
-        matrix, num_outputs = byref(self.matrix), self.matrix.num_outputs
-        if isinstance(weight_RI, Tensor):
-            plain_RI = weight_RI.to(torch.bfloat16).contiguous()
-            self._calls.eg_pack_bf16(matrix, 0, num_outputs, plain_RI.data_ptr())
-            return
-        codes_RI, scales_RG = weight_RI.codes_RI.contiguous(), weight_RI.scales_RG.contiguous()
-        if weight_RI.minimums_RG is None:
-            self._calls.eg_pack_int8(matrix, 0, num_outputs, codes_RI.data_ptr(), scales_RG.data_ptr())
-            return
-        minimums_RG = weight_RI.minimums_RG.contiguous()
-        self._calls.eg_pack_int4(
-            matrix, 0, num_outputs, codes_RI.data_ptr(), scales_RG.data_ptr(), minimums_RG.data_ptr()
-        )
 
 
 class CpuEmbedding:
