@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from parallel.attention.base import LayerKV
-from parallel.cuda.attention_tile import attend_tile
+from parallel.cuda.attention_tile import Cache, Rows, attend_tile, nothing_attended
 from parallel.cuda.batch import CudaBatch
 
 _LOG2_E = 1.4426950408889634
@@ -74,13 +74,8 @@ def attend_decode_rows(
     weight_BHP = torch.empty(parts_shape, dtype=torch.float32, device=q_THE.device)
     _read_part[(num_rows, num_kv_heads, num_parts)](
         q_THE,
-        kv.key,
-        kv.value,
-        kv.key if kv.key_scale is None else kv.key_scale,
-        kv.value if kv.value_scale is None else kv.value_scale,
-        batch.block_table_BM,
-        batch.query_starts_B1,
-        batch.context_lens_B,
+        Cache.of(kv),
+        Rows.of(batch),
         out_THE,
         part_BHPE,
         weight_BHP,
@@ -129,13 +124,8 @@ def choose_split(num_rows: int, num_kv_heads: int, num_multiprocessors: int) -> 
 @triton.jit(do_not_specialize=["table_stride", "num_blocks", "num_parts", "least_part_len"])
 def _read_part(
     q: tl.tensor,
-    key: tl.tensor,
-    value: tl.tensor,
-    key_scale: tl.tensor,
-    value_scale: tl.tensor,
-    block_table: tl.tensor,
-    query_starts: tl.tensor,
-    context_lens: tl.tensor,
+    cache: tl.tensor,
+    rows: tl.tensor,
     out: tl.tensor,
     parts: tl.tensor,
     weights: tl.tensor,
@@ -157,10 +147,10 @@ def _read_part(
 ) -> None:
     """Attend one row's query heads of one kv head to one part of the row's context."""
     row, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    token = tl.load(query_starts + row)
-    if tl.load(query_starts + row + 1) - token != 1:
+    token = tl.load(rows.query_starts + row)
+    if tl.load(rows.query_starts + row + 1) - token != 1:
         return
-    context_len = tl.load(context_lens + row)
+    context_len = tl.load(rows.context_lens + row)
     part_len = tl.maximum(tl.cdiv(context_len, num_parts), least_part_len)
     part_len = tl.cdiv(part_len, TILE_L) * TILE_L
     first = part * part_len
@@ -171,28 +161,25 @@ def _read_part(
     is_ours_GE = (group_G < GROUP_SIZE)[:, None] & (feature_E < HEAD_DIM)[None, :]
     at_q = token.to(tl.int64) * q_stride
     q_GE = tl.load(q + at_q + head_G[:, None] * HEAD_DIM + feature_E[None, :], mask=is_ours_GE, other=0.0)
-    acc_GE = tl.zeros((TILE_G, TILE_E), tl.float32)
-    max_G = tl.full((TILE_G,), float("-inf"), tl.float32)
-    sum_G = tl.zeros((TILE_G,), tl.float32)
+    acc_GE, max_G, sum_G = nothing_attended(TILE_G, TILE_E)
     last_G = tl.zeros((TILE_G,), tl.int32) + (stop - 1)
-    block_ids = block_table + row.to(tl.int64) * table_stride
+    block_ids = rows.block_table + row.to(tl.int64) * table_stride
     for tile in range(first, stop, TILE_L):
         acc_GE, max_G, sum_G = attend_tile(
-            q_GE, acc_GE, max_G, sum_G, tile, last_G, kv_head, block_ids, num_blocks,
-            key, value, key_scale, value_scale, scale,
+            q_GE, acc_GE, max_G, sum_G, tile, last_G, kv_head, block_ids, num_blocks, cache, scale,
             NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE_L, TILE_E, True, IS_INT8,
         )  # fmt: skip
     # A part without tokens has the sum 0.
     divisor_G = tl.where(sum_G == 0, 1.0, sum_G)
     acc_GE /= divisor_G[:, None]
-    at_head_G = row * NUM_KV_HEADS * GROUP_SIZE + head_G
     if not IS_SPLIT:
         at_out = token.to(tl.int64) * (NUM_KV_HEADS * GROUP_SIZE * HEAD_DIM)
         at_GE = at_out + head_G[:, None] * HEAD_DIM + feature_E[None, :]
         tl.store(out + at_GE, acc_GE.to(out.dtype.element_ty), mask=is_ours_GE)
     else:
-        at_part_G = at_head_G.to(tl.int64) * num_parts + part
-        tl.store(parts + at_part_G[:, None] * HEAD_DIM + feature_E[None, :], acc_GE, mask=is_ours_GE)
+        at_part_G = (row * NUM_KV_HEADS * GROUP_SIZE + head_G).to(tl.int64) * num_parts + part
+        at_GE = at_part_G[:, None] * HEAD_DIM + feature_E[None, :]
+        tl.store(parts + at_GE, acc_GE, mask=is_ours_GE & (first < stop))
         # The part's share of the softmax's denominator, as a logarithm: -inf for a part without tokens.
         tl.store(weights + at_part_G, max_G + tl.log2(divisor_G), mask=group_G < GROUP_SIZE)
 

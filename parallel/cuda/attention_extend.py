@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from parallel.attention.base import LayerKV
-from parallel.cuda.attention_tile import attend_tile
+from parallel.cuda.attention_tile import Cache, Rows, attend_tile, nothing_attended
 from parallel.cuda.batch import CudaBatch
 
 _LOG2_E = 1.4426950408889634
@@ -51,13 +51,8 @@ def attend_longer_rows(q_THE: Tensor, kv: LayerKV, batch: CudaBatch, scale: floa
     num_tiles = num_tokens // tile_tokens + batch.num_rows
     _extend[(num_tiles, num_kv_heads)](
         q_THE,
-        kv.key,
-        kv.value,
-        kv.key if kv.key_scale is None else kv.key_scale,
-        kv.value if kv.value_scale is None else kv.value_scale,
-        batch.block_table_BM,
-        batch.query_starts_B1,
-        batch.context_lens_B,
+        Cache.of(kv),
+        Rows.of(batch),
         out_THE,
         scale * _LOG2_E,
         q_THE.stride(0),
@@ -100,13 +95,8 @@ def _row_of_tile(tile: tl.tensor, query_starts: tl.tensor, num_rows: tl.tensor, 
 @triton.jit(do_not_specialize=["table_stride", "num_blocks", "num_rows"])
 def _extend(
     q: tl.tensor,
-    key: tl.tensor,
-    value: tl.tensor,
-    key_scale: tl.tensor,
-    value_scale: tl.tensor,
-    block_table: tl.tensor,
-    query_starts: tl.tensor,
-    context_lens: tl.tensor,
+    cache: tl.tensor,
+    rows: tl.tensor,
     out: tl.tensor,
     scale: float,
     q_stride: int,
@@ -126,13 +116,13 @@ def _extend(
     """Attend one tile of a row's new tokens, for one kv head."""
     # A row's last tiles look furthest back; they start first, so that the short ones fill the end.
     tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
-    row = _row_of_tile(tile, query_starts, num_rows, TILE_Q)
-    start = tl.load(query_starts + row)
-    query_len = tl.load(query_starts + row + 1) - start
+    row = _row_of_tile(tile, rows.query_starts, num_rows, TILE_Q)
+    start = tl.load(rows.query_starts + row)
+    query_len = tl.load(rows.query_starts + row + 1) - start
     first_query = (tile - (start // TILE_Q + row)) * TILE_Q
     if (query_len < 2) | (first_query >= query_len):
         return
-    context_len = tl.load(context_lens + row)
+    context_len = tl.load(rows.context_lens + row)
 
     queries_M, feature_E = tl.arange(0, TILE_M), tl.arange(0, TILE_E)
     query_M = first_query + queries_M // GROUP_SIZE
@@ -142,26 +132,22 @@ def _extend(
     token_M = (start + query_M).to(tl.int64)
     at_q_ME = (token_M * q_stride + head_M * HEAD_DIM)[:, None] + feature_E[None, :]
     q_ME = tl.load(q + at_q_ME, mask=is_ours_ME, other=0.0)
-    acc_ME = tl.zeros((TILE_M, TILE_E), tl.float32)
-    max_M = tl.full((TILE_M,), float("-inf"), tl.float32)
-    sum_M = tl.zeros((TILE_M,), tl.float32)
+    acc_ME, max_M, sum_M = nothing_attended(TILE_M, TILE_E)
 
     first_position = context_len - query_len + first_query
     last_M = tl.minimum(context_len - query_len + query_M, context_len - 1)
     stop = tl.minimum(first_position + TILE_Q, context_len)
     # Tokens that all queries of the tile may look at need no mask.
     seen_by_all = (first_position + 1) // TILE_L * TILE_L
-    block_ids = block_table + row.to(tl.int64) * table_stride
+    block_ids = rows.block_table + row.to(tl.int64) * table_stride
     for first in range(0, seen_by_all, TILE_L):
         acc_ME, max_M, sum_M = attend_tile(
-            q_ME, acc_ME, max_M, sum_M, first, last_M, kv_head, block_ids, num_blocks,
-            key, value, key_scale, value_scale, scale,
+            q_ME, acc_ME, max_M, sum_M, first, last_M, kv_head, block_ids, num_blocks, cache, scale,
             NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE_L, TILE_E, False, IS_INT8,
         )  # fmt: skip
     for first in range(seen_by_all, stop, TILE_L):
         acc_ME, max_M, sum_M = attend_tile(
-            q_ME, acc_ME, max_M, sum_M, first, last_M, kv_head, block_ids, num_blocks,
-            key, value, key_scale, value_scale, scale,
+            q_ME, acc_ME, max_M, sum_M, first, last_M, kv_head, block_ids, num_blocks, cache, scale,
             NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE_L, TILE_E, True, IS_INT8,
         )  # fmt: skip
     at_out_ME = ((token_M * NUM_KV_HEADS * GROUP_SIZE + head_M) * HEAD_DIM)[:, None] + feature_E[None, :]

@@ -6,7 +6,7 @@ Tier 0 (`sampling/filters.py`) sorts candidates by (logit, then lower index); ea
 so together they keep the shortest of the three, and the draw is the inverse CDF over it in that order. Here the order
 is never made. The logit at which a prefix ends is found by bisection: one pass over the row tells how many tokens lie
 at or above a logit and how much weight they have. Logits are compared as integers of the same order, and the ends of
-the interval always move on to a logit that occurs, so that a row whose logits came from bfloat16 takes some 14 passes
+the interval always move on to a logit that occurs, so that a row whose logits came from bfloat16 takes some 12 passes
 and no row more than 32. Sums are taken in the same order whatever else is in the batch.
 """
 
