@@ -181,7 +181,13 @@ def _tokenize(tokenizer: Tokenizer, text: str, is_chat: bool | None) -> list[int
 def _engine_config(options: argparse.Namespace) -> EngineConfig:
     return EngineConfig.parse(
         {
-            "model": {"source": options.model, "revision": options.revision, "dtype": options.dtype},
+            "model": {
+                "source": options.model,
+                "revision": options.revision,
+                "dtype": options.dtype,
+                "quantization": options.quantization,
+            },
+            "cache": {"dtype": options.kv_dtype},
             "parallel": {"tensor_parallel_size": options.tensor_parallel_size, "device": options.device},
             # One request at a time, so KV blocks for one context are enough.
             "scheduler": {"max_running": 1},
@@ -224,6 +230,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--revision", help="hub branch, tag or commit")
     add("--tensor-parallel-size", type=_count, default=1, metavar="N", help="ranks the model is split over (1)")
     add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    add("--quantization", choices=["auto", "none", "int8", "fp8"], default="auto", help="of weights (the file's own)")
+    add("--kv-dtype", choices=["auto", "bfloat16", "int8"], default="auto", help="of cached keys and values (--dtype)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--max-tokens", type=_count, metavar="N", help=f"most tokens of an answer ({DEFAULT_MAX_TOKENS})")
     add("--temperature", type=float, default=0.0, metavar="T", help="0 takes the most likely token (0)")
