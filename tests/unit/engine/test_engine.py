@@ -271,6 +271,26 @@ def test_a_sink_that_raises_loses_its_own_requests_only(sink, caplog):
     assert caplog.text.count("event sink failed") == 1
 
 
+def test_tokens_are_told_when_the_next_plan_is_on_its_way_so_that_no_rank_waits_for_a_consumer():
+    happened = []
+
+    class WatchedRanks(FakeRankPool):
+        def submit(self, plan):
+            happened.append(f"plan {plan.step}")
+            super().submit(plan)
+
+    engine = engine_of(WatchedRanks())
+
+    def sink(events):
+        happened.extend(f"token {len(happened)}" for _ in events)
+        if list(events)[-1].is_terminal:
+            engine.close(RankDied("over"))
+
+    engine.submit(make_request("a", [1, 2], max_tokens=3), sink)
+    engine.run()
+    assert [what.split()[0] for what in happened] == ["plan", "plan", "token", "plan", "token", "token"]
+
+
 def test_a_sink_may_submit_and_cancel():
     engine, collected = engine_of(), Collector()
 

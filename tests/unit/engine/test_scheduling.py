@@ -58,6 +58,15 @@ def test_steady_decode_repeats_the_plan_without_naming_rows():
     assert all(plan.chunks is None and not plan.freed and not plan.started for plan in later)
 
 
+def test_rows_that_go_on_decoding_are_named_in_packed_form_when_one_of_them_ends():
+    engine, ranks, sink = engine_with()
+    for name, max_tokens in (("a", 9), ("b", 3), ("c", 9)):
+        engine.submit(make_request(name, [1, 2, 3], max_tokens=max_tokens), sink)
+    run_until_idle(engine)
+    (changed,) = [plan for plan in ranks.plans[1:] if plan.chunks is not None]
+    assert (unpack_integers(changed.decodes).tolist(), changed.chunks, changed.freed) == ([0, 2], [], [1])
+
+
 def test_a_row_changes_hands_only_in_a_plan_that_frees_it():
     engine, ranks, sink = engine_with(max_running=1)
     for name in "ab":

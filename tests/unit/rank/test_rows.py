@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parallel.plan import BlocksAppended, Chunk, RowStart
+from parallel.plan import BlocksAppended, Chunk, RowStart, pack_integers
 from parallel.rank.rows import RowTable, StepInputs
 from parallel.sampling.params import SamplingParams
 
@@ -76,13 +76,23 @@ def test_random_plans_give_what_lists_give(seed: int):
                 table.append_blocks(BlocksAppended(chunk.row, appended))
                 row.blocks += appended
         is_repeated = [chunk.row for chunk in chunks] == previous and all(chunk.num_tokens == 1 for chunk in chunks)
-        sampled = lists.check(chunks, table.step(None if is_repeated else chunks))
+        decodes, rest = split(chunks, int(rng.integers(0, 4)))
+        inputs = table.step(None) if is_repeated else table.step(rest, decodes)
+        sampled = lists.check(chunks, inputs)
         new_tokens = rng.integers(0, 1000, len(sampled))
         table.append_tokens(np.array(sampled, np.int64), new_tokens)
         for row, token in zip(sampled, new_tokens.tolist(), strict=True):
             lists.rows[row].tokens.append(token)
             assert table.tokens_of(row).tolist() == lists.rows[row].tokens
         previous = [chunk.row for chunk in chunks]
+
+
+def split(chunks: list[Chunk], most: int) -> tuple[bytes, list[Chunk]]:
+    """Return up to `most` leading chunks of one token as a plan's decodes, and the others."""
+    count = 0
+    while count < min(most, len(chunks)) and chunks[count].num_tokens == 1:
+        count += 1
+    return pack_integers([chunk.row for chunk in chunks[:count]]), chunks[count:]
 
 
 def random_start(rng: np.random.Generator, row: int, blocks) -> RowStart:

@@ -17,7 +17,7 @@ from deployments.groups.transport import TokenStream
 from deployments.token_channel.client import TcpTransport
 from deployments.token_channel.messages import Accepted, Cancel, Events, FromGroup, Load, Refused, Submit, Welcome
 from deployments.token_channel.server import TokenChannelServer
-from engine.request import EngineLoad, TokenEvent
+from engine.request import EngineLoad, StepEvents, TokenEvent
 from tests.support.fake_target import FakeTarget, engine_load, generation_request
 
 SECRET = b"a shared secret"
@@ -116,6 +116,63 @@ def test_one_step_is_one_frame_for_all_streams_of_a_gateway(run):
             target.step(events)
             assert await gateway.receive_but_loads() == Events(events)
             gateway.writer.close()
+
+    run(main())
+
+
+def test_requests_that_go_on_decoding_are_named_once(run):
+    async def main():
+        target = FakeTarget()
+        async with serving(target) as server:
+            gateway = await RawGateway.connect(server.address)
+            for name in ("a", "b", "c"):
+                gateway.send(Submit(generation_request(name)))
+                await gateway.receive_but_loads()
+            sink, end = target.sinks["a"], TokenEvent("c", [], finish_reason="stop")
+            frames = []
+            for step in (
+                StepEvents(["a", "b"], [1, 2]),
+                StepEvents(["a", "b"], [3, 4]),
+                StepEvents(events=[end]),
+                StepEvents(["a", "b"], [5, 6]),
+                StepEvents(["b"], [7]),
+            ):
+                sink(step)
+                frames.append(await gateway.receive_but_loads())
+            assert frames == [
+                Events([], [1, 2], ["a", "b"]),
+                Events([], [3, 4]),
+                Events([end]),
+                Events([], [5, 6]),
+                Events([], [7], ["b"]),
+            ]
+            gateway.writer.close()
+
+    run(main())
+
+
+def test_plain_tokens_reach_their_streams_before_the_ends_of_the_same_step(run):
+    async def main():
+        target = FakeTarget()
+        async with channel(target) as (_, transport):
+            streams = {name: await transport.submit(generation_request(name)) for name in ("a", "b")}
+            sink = target.sinks["a"]
+            sink(StepEvents(["a", "b"], [1, 2]))
+            sink(StepEvents(["a", "b"], [3, 4]))
+            sink(StepEvents(["a", "b"], [5, 6], [TokenEvent(name, [], finish_reason="stop") for name in ("a", "b")]))
+            assert [event.token_ids for event in await read_all(streams["a"])] == [[1], [3], [5], []]
+            assert [event.token_ids for event in await read_all(streams["b"])] == [[2], [4], [6], []]
+
+    run(main())
+
+
+def test_a_frame_with_tokens_for_nobody_costs_the_group_its_connection(run):
+    async def main():
+        async with silent_group() as (address, connections):
+            transport = await TcpTransport.connect(address, "group-1")
+            connections[0].write(pack(msgspec.msgpack.encode(Events([], [1, 2], ["only one"]))))
+            await until(lambda: not transport.is_open)
+            await transport.close()
 
     run(main())
 
