@@ -118,14 +118,23 @@ static void write_block(const product *p, int64_t block, int64_t panel, int pane
     }
 }
 
+/* Fetch the lines of y that a block's results go to, so that they are there when its sums are. */
+static void fetch_outputs(const product *p, int64_t block, int64_t panel, int panels) {
+  int64_t first = block * TILE_TOKENS, last = min_i64(first + TILE_TOKENS, p->inputs->num_tokens);
+  for (int64_t token = first; token < last; token++)
+    for (int i = 0; i < panels; i++) __builtin_prefetch(p->y + token * p->y_stride + (panel + i) * EG_PANEL, 1, 3);
+}
+
 /* The outputs of `panels` panels for the blocks first .. last - 1. */
 static void multiply_strip(const product *p, int64_t panel, int panels, int64_t panels_ahead, int64_t first,
                            int64_t last) {
   const eg_matrix *matrix = p->matrix;
   int num_strips = p->is_gated ? 2 : 1;
   strip strips[2];
-  for (int i = 0; i < num_strips; i++)
-    strips[i] = make_strip(matrix, panel + i * p->num_panels, panels, panels_ahead, last - first);
+  for (int i = 0; i < num_strips; i++) {
+    int is_followed = panel + panels < p->num_panels || i == num_strips - 1;
+    strips[i] = make_strip(matrix, panel + i * p->num_panels, panels, is_followed ? panels_ahead : 0, last - first);
+  }
   if (matrix->format == EG_INT4 && last - first > 1) {
     int64_t bytes = (int64_t)panels * matrix->num_inputs * EG_PANEL;
     char *memory = eg_scratch((size_t)(num_strips * bytes));
@@ -133,6 +142,7 @@ static void multiply_strip(const product *p, int64_t panel, int panels, int64_t 
   }
   _Alignas(64) float results[2][TILE_TOKENS][TILE_STRIDE];
   for (int64_t block = first; block < last; block++) {
+    fetch_outputs(p, block, panel, panels);
     for (int i = 0; i < num_strips; i++)
       multiply_block(&strips[i], p->inputs, block, block - first, panels, results[i][0]);
     write_block(p, block, panel, panels, results);
@@ -147,6 +157,8 @@ static void multiply_items(void *context, int64_t first, int64_t last) {
     int64_t last_block = min_i64(first_block + p->blocks_per_part, num_blocks);
     int64_t panel = item % p->num_strips * TILE_PANELS, last_panel = min_i64(panel + TILE_PANELS, p->num_panels);
     int64_t panels_ahead = item + 1 < last ? min_i64(p->num_panels - last_panel, TILE_PANELS) : 0;
+    /* Behind a matrix lies, as a rule, the one that is multiplied next. */
+    if (last_panel == p->num_panels) panels_ahead = TILE_PANELS;
     if (last_panel - panel == TILE_PANELS)
       multiply_strip(p, panel, TILE_PANELS, panels_ahead, first_block, last_block);
     else
