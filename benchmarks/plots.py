@@ -43,6 +43,26 @@ def plot_bars(
     pyplot.close(figure)
 
 
+def plot_stacked(bars: Mapping[str, Mapping[str, float]], axis_label: str, title: str, path: Path) -> None:
+    """Write one bar per name to `path`, divided into the shares of its parts; every bar has all parts."""
+    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.7 * len(bars)), layout="constrained")
+    wholes = {name: sum(parts.values()) for name, parts in bars.items()}
+    left = np.zeros(len(bars))
+    for part in next(iter(bars.values())):
+        shares = np.array([100 * bars[name][part] / wholes[name] for name in bars])
+        drawn = axes.barh([f"{name} ({wholes[name]:.2f} ms)" for name in bars], shares, left=left, label=part)
+        axes.bar_label(
+            drawn, [f"{share:.0f}" if share >= 4 else "" for share in shares], label_type="center", fontsize=8
+        )
+        left += shares
+    axes.invert_yaxis()
+    axes.set(xlabel="share of the time of an output token, %", ylabel=axis_label, xlim=(0, 100))
+    axes.set_title(title)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
 def _cumulative(axes: Axes, values: Sequence[float], label: str) -> None:
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     axes.step(ordered, np.arange(1, len(ordered) + 1) / max(1, len(ordered)), where="post")

@@ -26,6 +26,10 @@ class KVFormat(IntEnum):
     INT8 = 1
 
 
+STEP_PARTS = ("embed", "norm", "qkv", "rotate", "attend", "o", "gate_up", "down", "head")
+"""enum eg_part, in order."""
+
+
 class Status(IntEnum):
     """How a call that can fail ended."""
 
@@ -174,6 +178,7 @@ FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "eg_barrier": (c_int, (_GROUP,)),
     "eg_workspace_new": (_WORKSPACE, ()),
     "eg_workspace_free": (None, (_WORKSPACE,)),
+    "eg_step_times": (None, (_WORKSPACE, _DATA)),
     "eg_step": (c_int, (_THREADS, _WORKSPACE, POINTER(Model), _BATCH, _DATA)),
     "eg_best": (None, (_THREADS, _DATA, c_int64, c_int64, _DATA, _DATA, _DATA)),
     "eg_top": (None, (_THREADS, _DATA, c_int64, c_int64, c_int64, _DATA, _DATA)),

@@ -7,6 +7,7 @@ import ctypes
 import weakref
 from ctypes import byref
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,6 +65,12 @@ class CpuProgram:
         if self._group is not None:
             self._group.check("step", status)
         return logits_SV
+
+    def step_times_s(self) -> dict[str, float]:
+        """Return what all steps so far spent their time on, by part."""
+        seconds = np.zeros(len(abi.STEP_PARTS))
+        self._calls.eg_step_times(self._workspace, seconds.ctypes.data)
+        return dict(zip(abi.STEP_PARTS, seconds.tolist(), strict=True))
 
     def _logits_of(self, num_sampled: int) -> Tensor:
         if num_sampled > len(self._logits_SV):

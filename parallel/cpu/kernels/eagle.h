@@ -201,8 +201,13 @@ typedef struct eg_workspace eg_workspace; /* buffers that grow to the largest st
 eg_workspace *eg_workspace_new(void);
 void eg_workspace_free(eg_workspace *workspace);
 
+/* What a step spends its time on. Each product counts the rounding of its inputs; the down product's is of silu*mul. */
+enum eg_part { EG_EMBED, EG_NORM, EG_QKV, EG_ROTATE, EG_ATTEND, EG_O, EG_GATE_UP, EG_DOWN, EG_HEAD, EG_NUM_PARTS };
+/* seconds[EG_NUM_PARTS] of the calling thread's time in all steps so far; sums over ranks belong to the product. */
+void eg_step_times(const eg_workspace *workspace, double *seconds);
+
 /* Compute a step: writes its KV and, for the rows that sample, logits[S][V] of this rank's vocabulary.
- * `num_threads` of the pool take part where the work is worth it. Returns an eg_status. */
+ * Returns an eg_status. */
 int eg_step(eg_threads *threads, eg_workspace *workspace, const eg_model *model, const eg_batch *batch, float *logits);
 
 /* ---- sampling ---- */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "layers.h"
 #include "matrix.h"
@@ -15,7 +16,12 @@ struct eg_workspace {
   void *memory;
   size_t bytes;
   eg_attention_plan *plan;
+  double seconds[EG_NUM_PARTS];
 };
+
+void eg_step_times(const eg_workspace *workspace, double *seconds) {
+  memcpy(seconds, workspace->seconds, sizeof workspace->seconds);
+}
 
 eg_workspace *eg_workspace_new(void) {
   eg_workspace *workspace = calloc(1, sizeof(eg_workspace));
@@ -48,6 +54,8 @@ typedef struct step {
   const eg_model *model;
   const eg_batch *batch;
   eg_attention_plan *plan;
+  double *seconds; /* the workspace's */
+  double now;      /* when the latest part ended */
   int64_t num_tokens; /* T; S once only those that sample are left */
   float *hidden;      /* [T][D], the residual stream */
   float *normed;      /* [T][D] */
@@ -99,11 +107,24 @@ static size_t lay_out(step *s, uintptr_t memory) {
   return next - memory;
 }
 
+static double clock_s(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
 static step step_begin(eg_threads *threads, eg_workspace *workspace, const eg_model *model, const eg_batch *batch) {
-  step s = {threads, model, batch, workspace->plan, .num_tokens = batch->num_tokens};
+  step s = {threads, model, batch, workspace->plan, workspace->seconds, clock_s(), .num_tokens = batch->num_tokens};
   size_t bytes = lay_out(&s, 0);
   lay_out(&s, (uintptr_t)workspace_memory(workspace, bytes));
   return s;
+}
+
+/* Count the time since the latest part as that of this one. */
+static void did(step *s, enum eg_part part) {
+  double now = clock_s();
+  s->seconds[part] += now - s->now;
+  s->now = now;
 }
 
 /* ---- what layers have in common ---- */
@@ -111,6 +132,7 @@ static step step_begin(eg_threads *threads, eg_workspace *workspace, const eg_mo
 static void norm(step *s, const float *weight) {
   const eg_model *model = s->model;
   eg_rms_norm(s->threads, s->hidden, weight, model->eps, s->num_tokens, model->hidden_size, s->normed);
+  did(s, EG_NORM);
 }
 
 static eg_inputs prepare(step *s, const eg_matrix *matrix, const float *x) {
@@ -176,15 +198,21 @@ static void attend(step *s, const eg_layer *layer) {
   const eg_heads *heads = &s->model->heads;
   norm(s, layer->input_norm);
   multiply(s, &layer->qkv, s->normed, s->qkv, EG_STORE);
+  did(s, EG_QKV);
   eg_rotate_and_write(s->threads, heads, &layer->kv, s->batch, s->rotation, layer->q_norm, layer->k_norm, s->qkv);
+  did(s, EG_ROTATE);
   eg_attend(s->threads, heads, &layer->kv, s->plan, s->qkv, s->attended);
+  did(s, EG_ATTEND);
 }
 
 static int feed_forward(step *s, const eg_layer *layer) {
   norm(s, layer->post_norm);
   eg_inputs inputs = prepare(s, &layer->gate_up, s->normed);
   eg_product_silu_mul(s->threads, &layer->gate_up, &inputs, s->activated, s->model->ffn_size);
-  return add_product(s, &layer->down, s->activated);
+  did(s, EG_GATE_UP);
+  int status = add_product(s, &layer->down, s->activated);
+  did(s, EG_DOWN);
+  return status;
 }
 
 int eg_step(eg_threads *threads, eg_workspace *workspace, const eg_model *model, const eg_batch *batch, float *logits) {
@@ -192,16 +220,19 @@ int eg_step(eg_threads *threads, eg_workspace *workspace, const eg_model *model,
   eg_rotation(threads, batch, model->frequencies, model->heads.head_dim, s.rotation);
   eg_plan_attention(s.plan, threads, &model->heads, batch);
   int status = embed(&s);
+  did(&s, EG_EMBED);
   for (int32_t i = 0; status == EG_OK && i < model->num_layers; i++) {
     const eg_layer *layer = &model->layers[i];
     attend(&s, layer);
     if (i == model->num_layers - 1) keep_sampled(&s);
     if (s.num_tokens == 0) return EG_OK;
     status = add_product(&s, &layer->o, s.attended);
+    did(&s, EG_O);
     if (status == EG_OK) status = feed_forward(&s, layer);
   }
   if (status != EG_OK) return status;
   norm(&s, model->final_norm);
   multiply(&s, &model->head, s.normed, logits, EG_STORE);
+  did(&s, EG_HEAD);
   return EG_OK;
 }
