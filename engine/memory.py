@@ -8,7 +8,7 @@ D hidden size, F, H, K, V this rank's feed-forward columns, query heads, KV head
     activations  one layer at its peak, b * T * (3 D + max(2 H E + 2 K E, 3 F)) + 4 * T * D for the norm in float32
                  + attention of one row, b * (2 L H E + C L): gathered keys and values, and the mask
                  + sampling, 3 * 4 * R * V: float32 logits, their edited copy, their probabilities
-    reserved     GPU only: collective buffers and matrix workspaces
+    reserved     GPU only: collective buffers, matrix workspaces, recorded steps
 
 Block ids are the same on every rank, so every rank has the same number of blocks: the one with the least room decides.
 """
@@ -26,8 +26,9 @@ from parallel.models.spec import ModelSpec
 from parallel.rank.messages import Joined
 from parallel.sharding import RankShard, ShardPlan
 
-GPU_RESERVED_BYTES = 768 * 2**20
-"""NCCL buffers, cuBLAS workspaces, allocator fragments."""
+GPU_RESERVED_BYTES = 1536 * 2**20
+"""NCCL buffers, cuBLAS workspaces, allocator fragments; graphs of some 40 batch sizes and the activations they share.
+Not measured yet: `benchmarks/gpu` says what recording takes."""
 CPU_KV_SHARE = 0.25
 """Most of its share of a node's free memory that a rank takes for KV blocks unasked: a CPU host has other tenants."""
 

@@ -46,6 +46,8 @@ class Gpu:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One stream for all recordings: cuBLAS keeps a workspace of tens of MiB for every stream it was called on.
+        self._stream = torch.cuda.Stream(device)
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Return page-locked zeros."""
@@ -53,14 +55,14 @@ class Gpu:
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Capture `work`; it runs once before, so that kernels are compiled and libraries have their workspaces."""
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
             work()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # What other threads ask of the device meanwhile (NCCL's watchdog looks at events) does not end the capture.
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             work()
         return graph.replay
 

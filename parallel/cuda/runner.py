@@ -9,16 +9,13 @@ B rows of a padded decode step, R rows of the row table, S rows that sample.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from parallel.attention.base import AttentionBatch, StepContext
-from parallel.cuda.batch import CudaBatch
+from parallel.attention.base import StepContext
 from parallel.cuda.device import GraphDevice, Mark
 from parallel.cuda.sampler import Chosen, DeviceSampler
-from parallel.cuda.staging import DecodeTensors, has_filters, row_sampling
+from parallel.cuda.staging import DecodeTensors, StepTensors, has_filters, upload
 from parallel.kv_cache import KVCache
 from parallel.models.decoder import CausalLM
 from parallel.rank.rows import StepInputs
@@ -57,10 +54,11 @@ class GraphRunner:
         self._is_failed_B = torch.zeros(limits.max_rows, dtype=torch.bool, device=on.device)
         self._answers = [_Answer(limits.max_rows, on) for _ in range(2)]
         self._turn = 0
+        self._always_filters = samplers.device.has_cheap_filters
         self._graphs: dict[tuple[int, bool], Callable[[], None]] = {}
         with torch.inference_mode():
             for num_rows in reversed(self._buckets):
-                self._graph(num_rows, False)
+                self._graph(num_rows, self._always_filters)
 
     def launch(self, inputs: StepInputs, batch: SampleBatch) -> PendingTokens:
         """Start the step; waits for it only if a row wants logprobs or edits its logits."""
@@ -73,7 +71,7 @@ class GraphRunner:
 
     def _replay(self, inputs: StepInputs, batch: SampleBatch, num_rows: int) -> PendingTokens:
         num_padded = next(size for size in self._buckets if size >= num_rows)
-        graph = self._graph(num_padded, has_filters(batch))
+        graph = self._graph(num_padded, self._always_filters or has_filters(batch))
         self._tensors.write(inputs, batch, num_padded)
         graph()
         return self._answer(self._token_ids_B[:num_rows], self._is_failed_B[:num_rows])
@@ -89,57 +87,44 @@ class GraphRunner:
 
     def _decode(self, num_rows: int, filters: bool) -> None:
         """Launch a decode step over the persistent tensors; what a graph records."""
-        tensors = self._tensors
-        rows_B = tensors.rows[:num_rows]
-        is_unknown_B = tensors.is_unknown[:num_rows] > 0
-        token_ids_B = torch.where(is_unknown_B, self._last_token_R[rows_B], tensors.token_ids[:num_rows])
-        context = StepContext(tensors.batch(num_rows), self._kv.layers)
-        hidden_BD = self._model.forward(token_ids_B, tensors.positions[:num_rows], context)
-        chosen = self._samplers.device.sample(self._model.logits(hidden_BD), tensors.sampling(num_rows), filters)
-        self._last_token_R.index_copy_(0, rows_B, chosen.token_id_S)
+        numbers = self._tensors.numbers(num_rows)
+        last_token_B = self._last_token_R[numbers.rows_B]
+        token_ids_B = torch.where(numbers.is_unknown_B > 0, last_token_B, numbers.token_ids_B)
+        context = StepContext(self._tensors.batch(num_rows), self._kv.layers)
+        hidden_BD = self._model.forward(token_ids_B, numbers.positions_B, context)
+        chosen = self._samplers.device.sample(self._model.logits(hidden_BD), numbers.sampling, filters)
+        self._last_token_R.index_copy_(0, numbers.rows_B, chosen.token_id_S)
         self._token_ids_B[:num_rows].copy_(chosen.token_id_S)
         self._is_failed_B[:num_rows].copy_(chosen.is_failed_S)
 
     def _launch_mixed(self, inputs: StepInputs, batch: SampleBatch) -> PendingTokens:
-        logits_SV = self._logits(inputs)
-        rows_S = self._put(inputs.sampled_rows_S)
-        if not len(rows_S):
+        step = StepTensors.upload(inputs, batch, self._on)
+        logits_SV = self._logits(step)
+        if not len(step.rows_S):
             return DoneTokens(Sampled.nothing())
-        rows = row_sampling(batch, len(rows_S), self._on.device)
-        chosen: Chosen = self._samplers.device.sample(logits_SV, rows, has_filters(batch))
-        self._last_token_R.index_copy_(0, rows_S, chosen.token_id_S)
+        chosen: Chosen = self._samplers.device.sample(logits_SV, step.sampling, has_filters(batch))
+        self._last_token_R.index_copy_(0, step.rows_S, chosen.token_id_S)
         return self._answer(chosen.token_id_S, chosen.is_failed_S)
 
     def _sample_on_host(self, inputs: StepInputs, batch: SampleBatch) -> Sampled:
-        sampled = self._samplers.host.sample(self._logits(inputs), batch)
-        self._last_token_R.index_copy_(
-            0, self._put(inputs.sampled_rows_S), torch.from_numpy(sampled.token_ids_S).to(self._on.device)
-        )
+        step = StepTensors.upload(inputs, batch, self._on)
+        sampled = self._samplers.host.sample(self._logits(step), batch)
+        (token_ids_S,) = upload((sampled.token_ids_S,), self._on)
+        self._last_token_R.index_copy_(0, step.rows_S, token_ids_S)
         return sampled
 
-    def _logits(self, inputs: StepInputs) -> Tensor:
+    def _logits(self, step: StepTensors) -> Tensor:
         """Launch the model on a step of any shape; return logits_SV."""
-        token_ids_T = self._put(inputs.token_ids_T)
-        if len(inputs.unknown_T):
-            token_ids_T[self._put(inputs.unknown_T)] = self._last_token_R[self._put(inputs.unknown_rows)]
-        batch = AttentionBatch(
-            query_lens=tuple(inputs.query_lens_B.tolist()),
-            context_lens=tuple(inputs.context_lens_B.tolist()),
-            slots_T=self._put(inputs.slots_T),
-            block_table_BM=self._put(inputs.block_table_BM),
-        )
-        context = StepContext(CudaBatch.of(batch), self._kv.layers)
-        hidden_TD = self._model.forward(token_ids_T, self._put(inputs.positions_T), context)
-        return self._model.logits(hidden_TD[self._put(inputs.last_token_S)])
+        if len(step.unknown_T):
+            step.token_ids_T[step.unknown_T] = self._last_token_R[step.unknown_rows]
+        context = StepContext(step.batch, self._kv.layers)
+        hidden_TD = self._model.forward(step.token_ids_T, step.positions_T, context)
+        return self._model.logits(hidden_TD[step.last_token_S])
 
     def _answer(self, token_id_S: Tensor, is_failed_S: Tensor) -> PendingTokens:
         answer = self._answers[self._turn]
         self._turn = 1 - self._turn
         return answer.fetch(token_id_S, is_failed_S, self._on)
-
-    def _put(self, array: NDArray[np.int64]) -> Tensor:
-        # A copy even on a CPU: rows are rewritten when the next step is prepared.
-        return torch.tensor(array, device=self._on.device)
 
 
 class Samplers(NamedTuple):

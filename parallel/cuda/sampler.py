@@ -37,6 +37,14 @@ class DeviceSampler:
         self._max_width = int((ranges_G2[:, 1] - ranges_G2[:, 0]).max().item())
         self._first_row = vocab.start
 
+    @property
+    def has_cheap_filters(self) -> bool:
+        """Whether a step that is told of filters it does not have takes no longer than one launch of an empty kernel.
+
+        Ranks that share the vocabulary would gather all of it.
+        """
+        return self._group.world_size == 1
+
     def sample(self, logits_SV: Tensor, rows: RowSampling, has_filters: bool) -> Chosen:
         """Return a token for each row; `logits_SV` is float32 and not changed.
 
