@@ -42,6 +42,23 @@ def test_two_ranks_answer_two_prompts_and_the_second_finds_its_beginning_cached(
     assert [cached for _, cached, _ in figures] == ["0", "32"]
 
 
+def test_weights_and_cache_are_in_the_formats_that_were_asked_for():
+    prompt = "One, two, three, four,"
+    process = command("--quantization", "int8", "--kv-dtype", "int8", "--explain", "--max-tokens", "2", "--raw", prompt)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert output.strip() == "five,"
+    assert re.search(r"^weights +cpu +int8 \(121 matrices\)", errors, re.MULTILINE)
+    assert re.search(r"^attention +cpu .*int8 paged KV", errors, re.MULTILINE)
+
+
+def test_fp8_without_a_gpu_is_refused_with_what_to_do():
+    process = command("--quantization", "fp8", "--device", "cpu", FRANCE)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "model.quantization=fp8 needs a GPU, and rank 0 runs on cpu; use int8, auto or none" in errors
+
+
 def test_interrupt_ends_it_with_130_and_leaves_no_process():
     process = command("--max-tokens", "2000", "--raw", "Once upon a time")
     assert process.stdout is not None
