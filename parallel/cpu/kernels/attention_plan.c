@@ -128,50 +128,70 @@ static int compare_items(const void *first, const void *second) {
   const attention_item *a = first, *b = second;
   int order = compare(b->cost, a->cost);
   if (!order) order = compare(a->group, b->group);
+  if (!order) order = compare(a->first_head, b->first_head);
   return order ? order : compare(a->first_segment, b->first_segment);
 }
 
-static int64_t num_pieces(const query_group *group, int64_t piece_cost, int num_threads) {
-  int64_t num_segments = divided_up(group->end, SEGMENT_KEYS), count = group->cost / piece_cost;
-  if (num_threads == 1 || count < 1) return 1;
-  return count < num_segments ? count : num_segments;
+typedef struct group_pieces {
+  int32_t num_heads;    /* of one item */
+  int32_t num_segments; /* of the group */
+  int32_t count;        /* items that share the segments */
+} group_pieces;
+
+/* In memory a block's heads lie side by side, so few queries take all heads of a tile in turn, unless that leaves
+ * threads without work. */
+static group_pieces pieces_of(const eg_attention_plan *plan, const query_group *group, int64_t piece_cost,
+                              int num_threads) {
+  group_pieces pieces = {plan->heads.num_kv_heads, divided_up(group->end, SEGMENT_KEYS), 1};
+  if (num_threads == 1 && pieces.num_heads * group->num_queries <= MAX_GROUP_QUERIES) return pieces;
+  int64_t count = group->cost * pieces.num_heads / piece_cost;
+  int64_t enough = count < 2 * num_threads ? count : 2 * num_threads;
+  if (pieces.num_heads * group->num_queries > MAX_GROUP_QUERIES || pieces.num_segments < enough) {
+    pieces.num_heads = 1;
+    count = group->cost / piece_cost;
+  }
+  if (count > pieces.num_segments) count = pieces.num_segments;
+  if (count > 1 && num_threads > 1) pieces.count = (int32_t)count;
+  return pieces;
 }
 
-static void split(eg_attention_plan *plan, int32_t index, int64_t num_pieces) {
+static void list_items_of(eg_attention_plan *plan, int32_t index, group_pieces pieces) {
   query_group *group = &plan->groups[index];
-  int32_t num_segments = divided_up(group->end, SEGMENT_KEYS);
-  for (int64_t piece = 0; piece < num_pieces; piece++)
-    plan->items[plan->num_items++] = (attention_item){
-        .group = index,
-        .first_segment = (int32_t)(num_segments * piece / num_pieces),
-        .last_segment = (int32_t)(num_segments * (piece + 1) / num_pieces),
-        .cost = group->cost / num_pieces,
-    };
-  if (num_pieces == 1) return;
+  for (int32_t head = 0; head < plan->heads.num_kv_heads; head += pieces.num_heads)
+    for (int64_t piece = 0; piece < pieces.count; piece++)
+      plan->items[plan->num_items++] = (attention_item){
+          .group = index,
+          .first_head = head,
+          .num_heads = pieces.num_heads,
+          .first_segment = (int32_t)(pieces.num_segments * piece / pieces.count),
+          .last_segment = (int32_t)(pieces.num_segments * (piece + 1) / pieces.count),
+          .cost = group->cost * pieces.num_heads / pieces.count,
+      };
+  if (pieces.count == 1) return;
   group->is_split = 1;
   group->first_state = plan->num_states;
-  plan->num_states += (int64_t)num_segments * plan->heads.num_kv_heads * group->num_queries;
+  plan->num_states += (int64_t)pieces.num_segments * plan->heads.num_kv_heads * group->num_queries;
   plan->split_groups[plan->num_split++] = index;
 }
 
 static void list_items(eg_attention_plan *plan, int num_threads) {
-  int64_t total_cost = 0, count = 0;
+  int64_t total_cost = 0, max_items = 0;
   for (int64_t i = 0; i < plan->num_groups; i++) total_cost += plan->groups[i].cost * plan->heads.num_kv_heads;
   int64_t piece_cost = total_cost / (PIECES * num_threads);
   if (piece_cost < 2 * MIN_CHUNK_COST) piece_cost = 2 * MIN_CHUNK_COST;
-  for (int64_t i = 0; i < plan->num_groups; i++) count += num_pieces(&plan->groups[i], piece_cost, num_threads);
+  for (int64_t i = 0; i < plan->num_groups; i++)
+    max_items += plan->heads.num_kv_heads * (1 + plan->groups[i].cost / piece_cost);
 
-  plan->items = grown(&plan->item_array, count, sizeof(attention_item));
+  plan->items = grown(&plan->item_array, max_items, sizeof(attention_item));
   plan->split_groups = grown(&plan->split_array, plan->num_groups, sizeof(int32_t));
   plan->num_items = plan->num_split = plan->num_states = 0;
   for (int32_t i = 0; i < plan->num_groups; i++)
-    split(plan, i, num_pieces(&plan->groups[i], piece_cost, num_threads));
+    list_items_of(plan, i, pieces_of(plan, &plan->groups[i], piece_cost, num_threads));
   qsort(plan->items, (size_t)plan->num_items, sizeof(attention_item), compare_items);
 
   size_t state_bytes = (size_t)state_floats(plan->heads.head_dim) * sizeof(float);
   plan->states = grown(&plan->state_array, plan->num_states, state_bytes);
-  int64_t chunk = count ? MIN_CHUNK_COST * plan->heads.num_kv_heads * count / (total_cost + 1) : 0;
-  plan->items_per_chunk = chunk < 1 ? 1 : chunk;
+  plan->items_per_chunk = 1 + MIN_CHUNK_COST * plan->num_items / (total_cost + 1);
 }
 
 void eg_plan_attention(eg_attention_plan *plan, const eg_threads *threads, const eg_heads *heads,

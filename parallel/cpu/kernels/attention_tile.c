@@ -22,18 +22,25 @@
 
 typedef vf block_sums[BLOCK_ROWS][BLOCK_COLUMNS];
 
-/* sums[row][column] += left[row][pair] * right[pair][column], in vectors of LANES columns. */
+/* Where a block's columns start, and the columns that are fetched meanwhile. */
+typedef struct block_columns {
+  const char *at[BLOCK_COLUMNS];
+  const char *ahead[BLOCK_COLUMNS];
+  int64_t stride; /* bytes from pair to pair */
+} block_columns;
+
+/* sums[row][column] += left[row][pair] * column[pair], in vectors of LANES columns. */
 INLINE void add_products(block_sums sums, const int rows, const int columns, const int32_t *left, int64_t left_stride,
-                         const int32_t *const *right, int64_t right_stride, const char *const *ahead,
-                         int64_t ahead_stride, int num_pairs) {
+                         const block_columns *right, int num_pairs) {
+  const int32_t *left_half = left + 3 * left_stride; /* keeps every row within one scaled index of two addresses */
   for (int64_t pair = 0; pair < num_pairs; pair++) {
     vi r[BLOCK_COLUMNS];
     UNROLLED for (int c = 0; c < columns; c++) {
-      r[c] = vi_load(right[c] + pair * right_stride);
-      if (LANES == 16 || c % 2 == 0) __builtin_prefetch(ahead[c] + pair * ahead_stride);
+      r[c] = vi_load(right->at[c] + pair * right->stride);
+      if (LANES == 16 || c % 2 == 0) __builtin_prefetch(right->ahead[c] + pair * right->stride);
     }
     UNROLLED for (int row = 0; row < rows; row++) {
-      vi l = vi_splat(left[row * left_stride + pair]);
+      vi l = vi_splat(row < 3 ? left[row * left_stride + pair] : left_half[(row - 3) * left_stride + pair]);
       UNROLLED for (int c = 0; c < columns; c++) sums[row][c] = vf_dot_bf16(sums[row][c], l, r[c]);
     }
   }
@@ -41,17 +48,20 @@ INLINE void add_products(block_sums sums, const int rows, const int columns, con
 
 /* ---- the state of a query ---- */
 
+#define NO_PEAK -1e38f /* less than any score, yet finite */
+
 static void clear_state(float *state, int32_t head_dim) {
-  memset(state, 0, (size_t)(16 + head_dim) * sizeof(float));
-  state[16 + head_dim] = -1e38f;
+  for (int32_t i = 0; i < 16 + head_dim; i += LANES) vf_store(state + i, vf_splat(0.0f));
+  state[16 + head_dim] = NO_PEAK;
 }
 
 /* Let the weights count from another peak. */
 static void move_peak(float *state, int32_t head_dim, float peak) {
-  float *old = state + 16 + head_dim;
-  vf factor = vf_exp2(vf_splat(*old - peak));
+  float old = state[16 + head_dim];
+  state[16 + head_dim] = peak;
+  if (old == NO_PEAK) return;
+  vf factor = vf_exp2(vf_splat(old - peak));
   for (int32_t i = 0; i < 16 + head_dim; i += LANES) vf_store(state + i, vf_load(state + i) * factor);
-  *old = peak;
 }
 
 static void merge_state(float *state, const float *later, int32_t head_dim) {
@@ -63,43 +73,37 @@ static void merge_state(float *state, const float *later, int32_t head_dim) {
 }
 
 static void finish_state(const float *state, int32_t head_dim, float *out) {
-  vf factor = vf_splat(1.0f / sum_f32(load_f32(state)));
+  vf sums = vf_load(state);
+  for (int i = LANES; i < PART_KEYS; i += LANES) sums += vf_load(state + i);
+  vf factor = vf_splat(1.0f / vf_sum(sums));
   for (int32_t i = 0; i < head_dim; i += LANES) vf_store(out + i, vf_load(state + 16 + i) * factor);
 }
 
 /* ---- scores ---- */
 
-INLINE void score_columns(const int rows, const int columns, int32_t head_dim, const int32_t *queries,
-                          const kv_tile *tile, const kv_ahead *next, int first, vf scores[][TILE_VECTORS]) {
-  int64_t pair_bytes = 2 * next->code_bytes;
-  const int32_t *keys[BLOCK_COLUMNS];
-  const char *ahead[BLOCK_COLUMNS];
-  UNROLLED for (int c = 0; c < columns; c++) {
+INLINE void score_columns(const int rows, const tile_queries *q, const int32_t *queries, const kv_tile *tile, int first,
+                          vf scores[][TILE_VECTORS]) {
+  block_columns keys = {.stride = PART_KEYS * 4};
+  UNROLLED for (int c = 0; c < BLOCK_COLUMNS; c++) {
     int part = (first + c) / PART_VECTORS, lane = (first + c) % PART_VECTORS * LANES;
-    keys[c] = tile->keys[part] + lane;
-    ahead[c] = next->keys[part] + lane * pair_bytes;
+    keys.at[c] = (const char *)tile->keys[part] + lane * 4;
+    keys.ahead[c] = (const char *)tile->values[part] + lane * 4;
   }
   block_sums sums;
   UNROLLED for (int row = 0; row < rows; row++)
-    UNROLLED for (int c = 0; c < columns; c++) sums[row][c] = vf_splat(0.0f);
-  add_products(sums, rows, columns, queries, head_dim / 2, keys, PART_KEYS, ahead, PART_KEYS * pair_bytes,
-               head_dim / 2);
+    UNROLLED for (int c = 0; c < BLOCK_COLUMNS; c++) sums[row][c] = vf_splat(0.0f);
+  add_products(sums, rows, BLOCK_COLUMNS, queries, q->head_dim / 2, &keys, q->head_dim / 2);
   UNROLLED for (int row = 0; row < rows; row++)
-    UNROLLED for (int c = 0; c < columns; c++) scores[row][first + c] = sums[row][c];
+    UNROLLED for (int c = 0; c < BLOCK_COLUMNS; c++) scores[row][first + c] = sums[row][c];
 }
 
-INLINE void score(const int rows, int32_t head_dim, const int32_t *queries, const kv_tile *tile, const kv_ahead *next,
-                  int num_vectors, vf scores[][TILE_VECTORS]) {
+INLINE void score(const int rows, const tile_queries *q, const int32_t *queries, const kv_tile *tile, int num_vectors,
+                  vf scores[][TILE_VECTORS]) {
   int first = 0;
-  for (; first + BLOCK_COLUMNS <= num_vectors; first += BLOCK_COLUMNS)
-    score_columns(rows, BLOCK_COLUMNS, head_dim, queries, tile, next, first, scores);
-#if BLOCK_COLUMNS == 4
-  if (num_vectors - first >= 2) {
-    score_columns(rows, 2, head_dim, queries, tile, next, first, scores);
-    first += 2;
-  }
-  if (num_vectors > first) score_columns(rows, 1, head_dim, queries, tile, next, first, scores);
-#endif
+  do {
+    score_columns(rows, q, queries, tile, first, scores);
+    first += BLOCK_COLUMNS;
+  } while (first < num_vectors);
 }
 
 /* ---- weights ---- */
@@ -108,7 +112,7 @@ INLINE void score(const int rows, int32_t head_dim, const int32_t *queries, cons
 INLINE void weigh(vf *scores, const int num_vectors, const int is_whole, int32_t num_keys, const kv_tile *tile,
                   const tile_queries *q, float *state, eg_bf16 *weights) {
   vf top = vf_splat(-INFINITY);
-  for (int v = 0; v < num_vectors; v++) {
+  UNROLLED for (int v = 0; v < num_vectors; v++) {
     if (tile->key_scales[0]) scores[v] *= vf_load(tile->key_scales[v / PART_VECTORS] + v % PART_VECTORS * LANES);
     /* Not infinite, so that nothing below is infinity less infinity. */
     if (!is_whole) scores[v] = vf_select(vi_count() + v * LANES < num_keys, scores[v], vf_splat(-1e30f));
@@ -121,7 +125,7 @@ INLINE void weigh(vf *scores, const int num_vectors, const int is_whole, int32_t
   }
   vf sums[PART_VECTORS];
   UNROLLED for (int i = 0; i < PART_VECTORS; i++) sums[i] = vf_load(state + i * LANES);
-  for (int v = 0; v < num_vectors; v++) {
+  UNROLLED for (int v = 0; v < num_vectors; v++) {
     vf weight = vf_exp2(vf_fma(scores[v], scale, peak));
     sums[v % PART_VECTORS] += weight;
     if (tile->value_scales[0]) weight *= vf_load(tile->value_scales[v / PART_VECTORS] + v % PART_VECTORS * LANES);
@@ -133,51 +137,50 @@ INLINE void weigh(vf *scores, const int num_vectors, const int is_whole, int32_t
 /* ---- weighted values ---- */
 
 INLINE void add_value_columns(const int rows, const int columns, const tile_queries *q, float *states,
-                              const int32_t *weights, const kv_tile *tile, const kv_ahead *next, int num_pairs,
+                              const int32_t *weights, const kv_tile *tile, const void *const *next_keys, int num_pairs,
                               int32_t feature) {
-  int64_t stride = state_floats(q->head_dim), pair_bytes = 2 * next->code_bytes;
+  int64_t state_stride = state_floats(q->head_dim);
   float *sums_of_row = states + 16 + feature;
   block_sums sums;
   UNROLLED for (int row = 0; row < rows; row++)
-    UNROLLED for (int c = 0; c < columns; c++) sums[row][c] = vf_load(sums_of_row + row * stride + c * LANES);
+    UNROLLED for (int c = 0; c < columns; c++) sums[row][c] = vf_load(sums_of_row + row * state_stride + c * LANES);
   for (int part = 0; part * PART_PAIRS < num_pairs; part++) {
-    const int32_t *values[BLOCK_COLUMNS];
-    const char *ahead[BLOCK_COLUMNS];
+    block_columns values = {.stride = q->head_dim * 4};
     UNROLLED for (int c = 0; c < columns; c++) {
-      values[c] = tile->values[part] + feature + c * LANES;
-      ahead[c] = next->values[part] + (feature + c * LANES) * pair_bytes;
+      values.at[c] = (const char *)tile->values[part] + (feature + c * LANES) * 4;
+      values.ahead[c] = (const char *)next_keys[part] + (feature + c * LANES) * 4;
     }
     int pairs_left = num_pairs - part * PART_PAIRS;
-    add_products(sums, rows, columns, weights + part * PART_PAIRS, TILE_KEYS / 2, values, q->head_dim, ahead,
-                 q->head_dim * pair_bytes, pairs_left < PART_PAIRS ? pairs_left : PART_PAIRS);
+    add_products(sums, rows, columns, weights + part * PART_PAIRS, TILE_KEYS / 2, &values,
+                 pairs_left < PART_PAIRS ? pairs_left : PART_PAIRS);
   }
   UNROLLED for (int row = 0; row < rows; row++)
-    UNROLLED for (int c = 0; c < columns; c++) vf_store(sums_of_row + row * stride + c * LANES, sums[row][c]);
+    UNROLLED for (int c = 0; c < columns; c++) vf_store(sums_of_row + row * state_stride + c * LANES, sums[row][c]);
 }
 
 INLINE void add_values(const int rows, const tile_queries *q, float *states, const int32_t *weights,
-                       const kv_tile *tile, const kv_ahead *next, int num_pairs) {
+                       const kv_tile *tile, const void *const *next_keys, int num_pairs) {
   int32_t feature = 0;
   for (; feature + BLOCK_COLUMNS * LANES <= q->head_dim; feature += BLOCK_COLUMNS * LANES)
-    add_value_columns(rows, BLOCK_COLUMNS, q, states, weights, tile, next, num_pairs, feature);
-#if BLOCK_COLUMNS * LANES > 32
-  if (feature < q->head_dim) add_value_columns(rows, 2, q, states, weights, tile, next, num_pairs, feature);
+    add_value_columns(rows, BLOCK_COLUMNS, q, states, weights, tile, next_keys, num_pairs, feature);
+#if BLOCK_COLUMNS * LANES > 32 /* of which head dims are multiples */
+  if (feature < q->head_dim) add_value_columns(rows, 2, q, states, weights, tile, next_keys, num_pairs, feature);
 #endif
 }
 
 /* ---- a block of queries ---- */
 
 INLINE void attend_block(const int rows, const tile_queries *q, int64_t first, const kv_tile *tile,
-                         const kv_ahead *next) {
+                         const void *const *next_keys) {
   int32_t most_keys = 0, num_keys[BLOCK_ROWS];
   for (int row = 0; row < rows; row++) {
     int32_t keys_left = q->ends[first + row] - q->first_key;
     num_keys[row] = keys_left < TILE_KEYS ? keys_left : TILE_KEYS;
     most_keys = num_keys[row] > most_keys ? num_keys[row] : most_keys;
   }
-  int num_vectors = (most_keys + PART_KEYS - 1) / PART_KEYS * PART_VECTORS;
+  int num_vectors = divided_up(most_keys, BLOCK_COLUMNS * LANES) * BLOCK_COLUMNS;
   vf scores[BLOCK_ROWS][TILE_VECTORS];
-  score(rows, q->head_dim, q->queries + first * (q->head_dim / 2), tile, next, num_vectors, scores);
+  score(rows, q, q->queries + first * (q->head_dim / 2), tile, num_vectors, scores);
 
   int64_t stride = state_floats(q->head_dim);
   float *states = q->states + first * stride;
@@ -189,22 +192,22 @@ INLINE void attend_block(const int rows, const tile_queries *q, int64_t first, c
     else
       weigh(scores[row], num_vectors, 0, num_keys[row], tile, q, state, (eg_bf16 *)weights[row]);
   }
-  add_values(rows, q, states, weights[0], tile, next, (most_keys + 1) / 2);
+  add_values(rows, q, states, weights[0], tile, next_keys, (most_keys + 1) / 2);
 }
 
-static void attend_tile(const tile_queries *q, const kv_tile *tile, const kv_ahead *next) {
+static void attend_tile(const tile_queries *q, const kv_tile *tile, const void *const *next_keys) {
   int64_t num_blocks = (q->num_queries + BLOCK_ROWS - 1) / BLOCK_ROWS;
   for (int64_t block = 0; block < num_blocks; block++) {
     /* Blocks of nearly the same size, because a small one computes no faster. */
     int64_t first = q->num_queries * block / num_blocks, last = q->num_queries * (block + 1) / num_blocks;
     switch (last - first) {
-      case 1: attend_block(1, q, first, tile, next); break;
-      case 2: attend_block(2, q, first, tile, next); break;
-      case 3: attend_block(3, q, first, tile, next); break;
-      case 4: attend_block(4, q, first, tile, next); break;
+      case 1: attend_block(1, q, first, tile, next_keys); break;
+      case 2: attend_block(2, q, first, tile, next_keys); break;
+      case 3: attend_block(3, q, first, tile, next_keys); break;
+      case 4: attend_block(4, q, first, tile, next_keys); break;
 #if BLOCK_ROWS == 6
-      case 5: attend_block(5, q, first, tile, next); break;
-      case 6: attend_block(6, q, first, tile, next); break;
+      case 5: attend_block(5, q, first, tile, next_keys); break;
+      case 6: attend_block(6, q, first, tile, next_keys); break;
 #endif
     }
   }

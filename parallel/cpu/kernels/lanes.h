@@ -95,20 +95,28 @@ INLINE int vf_any_greater(vf a, vf b) {
 #endif
 }
 
-/* Halves are folded onto each other. */
 INLINE float vf_maximum(vf v) {
+#if LANES == 16
+  return _mm512_reduce_max_ps((__m512)v);
+#else
   float a[LANES];
   vf_store(a, v);
-  for (int width = LANES / 2; width; width /= 2)
-    for (int i = 0; i < width; i++) a[i] = a[i] > a[i + width] ? a[i] : a[i + width];
+  for (int i = 1; i < LANES; i++) a[0] = a[i] > a[0] ? a[i] : a[0];
   return a[0];
+#endif
 }
+
+/* Halves are folded onto each other. */
 INLINE float vf_sum(vf v) {
+#if LANES == 16
+  return _mm512_reduce_add_ps((__m512)v);
+#else
   float a[LANES];
   vf_store(a, v);
   for (int width = LANES / 2; width; width /= 2)
     for (int i = 0; i < width; i++) a[i] += a[i + width];
   return a[0];
+#endif
 }
 
 /* Round to bfloat16, ties to even, and store LANES of them. NaN stays NaN. */
@@ -126,6 +134,30 @@ INLINE void vf_store_bf16(eg_bf16 *p, vf v) {
 #endif
 }
 
+/* LANES signed bytes. */
+INLINE vf vf_load_i8(const int8_t *p) {
+#if LANES == 16
+  return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+#elif LANES == 8
+  return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+#else
+  return (vf){p[0], p[1], p[2], p[3]};
+#endif
+}
+
+/* Store 32 signed bytes as bfloat16, which has them all. */
+INLINE void widen_i8x32(const int8_t *p, eg_bf16 *wide) {
+#if defined(__AVX512BF16__)
+  __m512bh both = _mm512_cvtne2ps_pbh((__m512)vf_load_i8(p + 16), (__m512)vf_load_i8(p));
+  memcpy(wide, &both, sizeof both);
+#else
+  for (int i = 0; i < 32; i += LANES) {
+    vh halves = __builtin_convertvector((vu)vf_load_i8(p + i) >> 16, vh);
+    memcpy(wide + i, &halves, sizeof halves);
+  }
+#endif
+}
+
 /* sums + a.low * b.low + a.high * b.high, a and b pairs of bfloat16. */
 INLINE vf vf_dot_bf16(vf sums, vi a, vi b) {
 #if defined(__AVX512BF16__)
@@ -137,8 +169,8 @@ INLINE vf vf_dot_bf16(vf sums, vi a, vi b) {
 #endif
 }
 
-/* 2^x with a relative error of 3e-6, far below the bfloat16 that it is rounded to; 2^0 is 1, and below 2^-126 it may be
- * 0. NaN stays NaN. For x up to 127. */
+/* 2^x with a relative error of 1e-4, a twentieth of what rounding it to bfloat16 adds; 2^0 is 1, and below 2^-126 it may
+ * be 0. NaN stays NaN. For x up to 127. */
 INLINE vf vf_exp2(vf x) {
 #if LANES == 16
   vf whole = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -148,10 +180,9 @@ INLINE vf vf_exp2(vf x) {
   vf shifted = x + magic, whole = shifted - magic;
 #endif
   vf f = x - whole;
-  vf p = vf_splat(9.582852944731712e-3f);
-  p = vf_fma(p, f, vf_splat(5.590642616152763e-2f));
-  p = vf_fma(p, f, vf_splat(2.402409911155701e-1f));
-  p = vf_fma(p, f, vf_splat(6.931241750717163e-1f));
+  vf p = vf_splat(0.0550089292f);
+  p = vf_fma(p, f, vf_splat(0.242210954f));
+  p = vf_fma(p, f, vf_splat(0.693282902f));
   p = vf_fma(p, f, vf_splat(1.0f));
 #if LANES == 16
   return (vf)_mm512_scalef_ps((__m512)p, (__m512)whole);
