@@ -81,8 +81,9 @@ typedef int8_t bytes_of_vector __attribute__((vector_size(LANES)));
 /* One group of one token: x = scale * code, codes -127 to 127. A group with NaN or infinity gets a scale that is not
  * finite, and so do its products. Returns the sum of the codes. */
 INLINE int32_t quantise_group(const float *x, int64_t tokens, char *values, float *scale) {
-  *scale = largest_magnitude(x) / 127.0f;
-  const vf inverse = vf_splat(*scale > 0 ? 1.0f / *scale : 0.0f);
+  const float largest = largest_magnitude(x), tiny = 0x1p-100f; /* whose inverse would be infinite in the end */
+  *scale = largest * (1.0f / 127.0f);
+  const vf inverse = vf_splat(largest > tiny ? 127.0f / largest : 0.0f);
   const vf magic = vf_splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to the nearest even integer */
   vi sum = vi_splat(0);
   int8_t codes[EG_GROUP];
@@ -113,7 +114,7 @@ INLINE void quantise(const float *x, int32_t format, int64_t num_inputs, int64_t
     int32_t sum = quantise_group(x + group * EG_GROUP, tokens, values + group * EG_GROUP * tokens, &scale);
     scales[group * tokens] = scale;
     float scaled_sum = scale * (float)sum;
-    int32_t offset = -128 * sum;
+    int32_t offset = (int32_t)(-128u * (uint32_t)sum); /* wraps where the scale is not finite */
     memcpy(sums + group * tokens * 4, format == EG_INT8 ? (const void *)&offset : (const void *)&scaled_sum, 4);
   }
 }
@@ -139,7 +140,7 @@ void eg_prepare(eg_threads *threads, int32_t format, const float *x, int64_t x_s
   char *scales = values + values_bytes_of(format, num_tokens, num_inputs);
   char *sums = scales + (format == EG_BF16 ? 0 : input_scales_bytes_of(num_tokens, num_inputs));
   rounding r = {format, x_stride, num_tokens, num_inputs, x, values, (float *)scales, sums};
-  const int64_t values_per_chunk = 1 << 15; /* some microseconds */
+  const int64_t values_per_chunk = 1 << 13; /* about a microsecond */
   int64_t blocks_per_chunk = values_per_chunk / ((int64_t)num_inputs * TILE_TOKENS + 1) + 1;
   eg_parallel(threads, (num_tokens + TILE_TOKENS - 1) / TILE_TOKENS, blocks_per_chunk, round_blocks, &r);
   *inputs = (eg_inputs){format, num_inputs, num_tokens, values, (float *)scales, sums};
