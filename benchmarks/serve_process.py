@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import yaml
@@ -50,26 +51,38 @@ class Served:
         return seconds
 
 
+class Started(NamedTuple):
+    """A server that was told to start."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def last_words(self) -> str:
+        """Return the end of its log."""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+
+
 @contextlib.contextmanager
-def served(config: Path, environment: Mapping[str, str], is_direct: bool) -> Iterator[Served]:
-    """Serve `config` on a free port; no process of it is left when the block ends.
+def started(config: Path, environment: Mapping[str, str], is_direct: bool) -> Iterator[Started]:
+    """Start to serve `config` on a free port; no process of it is left when the block ends.
 
     `is_direct`: yield the address of the gateway replica itself, which has a port of its own when Serve is
-    throughput-optimised. Raises SystemExit if the server does not get ready.
+    throughput-optimised.
     """
     proxy_port, direct_port = _free_port(), _free_port()
     with tempfile.TemporaryDirectory(prefix="eagleray-bench-") as folder:
         settings = read_yaml(config)
         settings["http_options"] = settings.get("http_options", {}) | {"host": "127.0.0.1", "port": proxy_port}
-        own_config = Path(folder, config.name)
+        own_config, log_path = Path(folder, config.name), Path(folder, "serve.log")
         own_config.write_text(yaml.safe_dump(settings), encoding="utf-8")
         # Serve gives the first ingress replica the first port of this range.
         ports = {
             "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(direct_port),
             "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(direct_port + 100),
         }
-        with Path(folder, "serve.log").open("wb") as log:
-            server = subprocess.Popen(
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
                 [sys.executable, "-m", "deployments.serve_run", str(own_config)],
                 cwd=ROOT,
                 env={**os.environ, **ports, **environment},
@@ -79,21 +92,29 @@ def served(config: Path, environment: Mapping[str, str], is_direct: bool) -> Ite
                 process_group=0,
             )
         try:
-            url = f"http://127.0.0.1:{direct_port if is_direct else proxy_port}"
-            _wait_until_ready(url, server, Path(folder, "serve.log"))
-            yield Served(url, psutil.Process(server.pid))
+            yield Started(f"http://127.0.0.1:{direct_port if is_direct else proxy_port}", process, log_path)
         finally:
-            _stop(server)
+            _stop(process)
 
 
-def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+@contextlib.contextmanager
+def served(config: Path, environment: Mapping[str, str], is_direct: bool) -> Iterator[Served]:
+    """Do as `started` does, and wait until the server is ready. Raises SystemExit if it does not get ready."""
+    with started(config, environment, is_direct) as server:
+        _wait_until_ready(server)
+        yield Served(server.url, psutil.Process(server.process.pid))
+
+
+def _wait_until_ready(server: Started) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline_s and server.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/readyz", timeout=10):
+    while time.monotonic() < deadline_s and server.process.poll() is None:
+        with (
+            contextlib.suppress(urllib.error.URLError, OSError),
+            urllib.request.urlopen(f"{server.url}/readyz", timeout=10),
+        ):
             return
         time.sleep(0.5)
-    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
-    raise SystemExit(f"{url} did not get ready; the server's last words:\n{tail}")
+    raise SystemExit(f"{server.url} did not get ready; the server's last words:\n{server.last_words()}")
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

@@ -4,7 +4,7 @@ One application per model version, because a change of `args` restarts every dep
 """
 
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from deployments.config import GATEWAY_OPTIONS, MODEL_OPTIONS, ModelArgs
 from deployments.gateway.config import GatewayConfig
@@ -14,9 +14,19 @@ from deployments.model_replica import ModelReplica
 
 def gateway(args: GatewayConfig) -> Application:
     """Return the application that speaks HTTP; its `route_prefix` is `/`."""
-    return serve.deployment(**GATEWAY_OPTIONS)(serve.ingress()(GatewayReplica)).bind(args)
+    return gateway_deployment().bind(args)
 
 
 def model(args: ModelArgs) -> Application:
     """Return the application of one model version; `route_prefix: null`, gateways reach it by the token channel."""
-    return serve.deployment(**MODEL_OPTIONS)(ModelReplica).bind(args)
+    return model_deployment().bind(args)
+
+
+def gateway_deployment() -> Deployment:
+    """Return the gateway with our defaults."""
+    return serve.deployment(**GATEWAY_OPTIONS)(serve.ingress()(GatewayReplica))
+
+
+def model_deployment() -> Deployment:
+    """Return the replica group with our defaults."""
+    return serve.deployment(**MODEL_OPTIONS)(ModelReplica)

@@ -1,4 +1,4 @@
-"""`python -m deployments.launch CONFIG`: check a Serve config, serve it, show how far it is, say how to call it.
+"""`python -m deployments.launch CONFIG`: serve a Serve config, show how far it is, say how to call it.
 
 Does what `serve run CONFIG` does (the command to use under a process manager), and adds what a person at a terminal
 wants: one line of progress, the URL, a curl line to copy, and an end that leaves no process behind.
@@ -23,6 +23,7 @@ import msgspec
 import psutil
 
 from core.config import read_yaml
+from core.errors import InvalidConfig
 from deployments.gateway.readiness import ReadinessReport
 
 EXIT_PROBLEMS = 2
@@ -70,14 +71,14 @@ def main(argv: list[str]) -> int:
         sys.stderr.write("usage: python -m deployments.launch CONFIG\n")
         return EXIT_PROBLEMS
     config_path = Path(argv[0])
-    # In a process of its own: the check needs Ray's schema, 70 MB that would stay here for the life of the server.
-    if subprocess.run([sys.executable, "-m", "deployments.check", str(config_path)], check=False).returncode:
-        return EXIT_PROBLEMS
     # SIGTERM, as process managers send it, ends the same way as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with _serving(config_path) as server:
             return _attend(server, config_path)
+    except InvalidConfig as error:
+        sys.stderr.write(f"{error.message}\n")
+        return EXIT_PROBLEMS
     except KeyboardInterrupt:
         return 0
 
@@ -164,7 +165,9 @@ def _family(pid: int) -> list[psutil.Process]:
 
 def base_url(config_path: Path) -> str:
     """Return where the config says HTTP is served."""
-    options = read_yaml(config_path).get("http_options", {})
+    options = read_yaml(config_path).get("http_options")
+    # Whatever else it is, the server refuses it and says why.
+    options = options if isinstance(options, dict) else {}
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
     return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 

@@ -1,7 +1,9 @@
-"""`serve run CONFIG` as `make serve` wants it: without Ray's dashboard, and ended by an application that cannot start.
+"""`serve run CONFIG` as `make serve` wants it: sooner ready, without Ray's dashboard, and ended by an application that
+cannot start.
 
-Ray's dashboard and its dozen processes take a third of a gigabyte, and `serve run` has no switch against them. The
-module behind the `serve` command is the one part of Ray used here that is not a documented API.
+Ray's dashboard and its dozen processes take a third of a gigabyte, and `serve run` has no switch against them. It also
+has every application built in a worker of its own; here they are built in this process, unless the config asks for
+something that only Ray's command does.
 """
 
 import os
@@ -9,11 +11,14 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 
 import ray
 from ray import serve
-from ray.serve.schema import ApplicationStatus
-from ray.serve.scripts import cli
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+
+from core.errors import InvalidConfig
+from deployments.applications import OnlyRayCan, deploy, read_config
 
 EXIT_FAILED = 2
 _POLL_S = 1.0
@@ -22,15 +27,20 @@ _ERROR_LINE = re.compile(r"^(?:\w+\.)+([A-Z]\w*: .+)$", re.MULTILINE)
 
 
 def main(config_path: str) -> int:
-    """Serve until interrupted (0), until the parent process is gone (0), or until an application failed (2)."""
+    """Serve until interrupted (0), until the parent process is gone (0), or until it cannot be served (2)."""
     parent = os.getppid()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        config = read_config(Path(config_path))
+    except InvalidConfig as error:
+        sys.stderr.write(f"{error.message}\n")
+        return EXIT_FAILED
     try:
         if "RAY_ADDRESS" not in os.environ:
             # Ray's default of 15 lets anything else on the machine come first, and a worker may not lower it.
             os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(address="local", namespace="serve", include_dashboard=False)
-        cli.main(args=["run", "--non-blocking", config_path], standalone_mode=False)
+        _deploy(config, config_path)
         return _watch(parent)
     except KeyboardInterrupt:
         return 0
@@ -40,6 +50,16 @@ def main(config_path: str) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         serve.shutdown()
         ray.shutdown(wait_for_processes=True)
+
+
+def _deploy(config: ServeDeploySchema, config_path: str) -> None:
+    try:
+        deploy(config)
+    except OnlyRayCan:
+        # The one part of Ray used here that is not a documented API, and that few configs need.
+        from ray.serve.scripts import cli
+
+        cli.main(args=["run", "--non-blocking", config_path], standalone_mode=False)
 
 
 def _watch(parent: int) -> int:

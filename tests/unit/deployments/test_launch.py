@@ -78,3 +78,8 @@ def test_the_error_is_found_in_the_advice_serve_wraps_it_in():
 
 def test_a_message_without_an_error_is_shown_on_one_line():
     assert last_words(["no room\n  in the cluster\n"]) == "no room in the cluster"
+
+
+def test_a_config_that_is_not_there_is_named(tmp_path, capfd):
+    assert main([str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capfd.readouterr().err
