@@ -152,9 +152,10 @@ def longest_context(config: EngineConfig, spec: ModelSpec) -> int:
 def _check_formats(config: EngineConfig, devices: Sequence[Joined]) -> None:
     """Raise InvalidConfig if a rank's device does not have what is asked for."""
     for joined in devices:
-        if config.model.quantization == "fp8" and joined.device == "cpu":
+        if config.model.quantization == "fp8" and joined.fp8_obstacle:
             raise InvalidConfig(
-                f"model.quantization=fp8 needs a GPU, and rank {joined.rank} runs on cpu; use int8, auto or none"
+                f"model.quantization=fp8 cannot be had on rank {joined.rank}: {joined.fp8_obstacle}; "
+                "use int8, auto or none"
             )
 
 

@@ -34,8 +34,6 @@ class Holding(NamedTuple):
     def of(cls, tier: str, device: str, dtype: str) -> "Holding":
         """Return what `tier` does for a model that runs in `dtype`."""
         size = DTYPE_BYTES[dtype]
-        if tier == "cpu" and dtype != "bfloat16":  # what its kernels do not multiply
-            tier = "torch"
         is_packed_by_torch = tier == "torch" and device == "cpu" and dtype == "bfloat16"
         return cls(_MULTIPLIED[tier], size, 4 if tier == "cpu" else size, is_packed_by_torch)
 

@@ -34,14 +34,17 @@ class Storage(NamedTuple):
     """Of matrices; what is added to or multiplied with activations one by one has the activations' own."""
     device: torch.device
     ops: Ops
+    are_matrices_late: bool = False
+    """Matrices have no memory until the loader reads them, and then only the format that they are kept in."""
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """Return an uninitialised vector for activations; the loader writes it, autograd never sees it."""
         return _empty(shape, self.ops.activation_dtype, self.device)
 
     def matrix(self, num_rows: int, num_columns: int) -> nn.Parameter:
-        """Return an uninitialised matrix. Its memory is taken when it is written."""
-        return _empty((num_rows, num_columns), self.dtype, self.device)
+        """Return an uninitialised matrix. On a CPU its memory is taken when it is written."""
+        device = torch.device("meta") if self.are_matrices_late else self.device
+        return _empty((num_rows, num_columns), self.dtype, device)
 
     def linear(self, out_features: int, in_features: int, has_bias: bool) -> tuple[nn.Parameter, nn.Parameter | None]:
         """Return an uninitialised weight and, if asked, bias."""

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from core.errors import CheckpointError
@@ -74,6 +75,7 @@ class _Loader:
         self, model: CausalLM, checkpoint: Checkpoint, quantization: Quantization, on_progress: OnProgress
     ) -> None:
         self.plain_because: list[str] = []
+        self._device = model.model.norm.weight.device
         self._tied_head = model.lm_head if model.spec.tie_word_embeddings else None
         self._checkpoint = checkpoint
         self._quantization: Quantization = quantization
@@ -88,13 +90,12 @@ class _Loader:
                 self._fill(_pieces(path, name, parameter, layer.shards))
         match layer:
             case VocabParallelEmbedding(weight=nn.Parameter() as parameter):
-                weight = self._matrix(_pieces(path, "weight", parameter, layer.shards), parameter, is_inner=False)
+                weight = self._matrix(path, layer, parameter, is_inner=False)
                 if self._tied_head is not None:
                     self._tied_head.pack(weight)
                 layer.pack(weight, None if self._tied_head is None else self._tied_head.matmul)
             case Linear(weight=nn.Parameter() as parameter):
-                is_inner = not isinstance(layer, VocabParallelHead)
-                layer.pack(self._matrix(_pieces(path, "weight", parameter, layer.shards), parameter, is_inner))
+                layer.pack(self._matrix(path, layer, parameter, is_inner=not isinstance(layer, VocabParallelHead)))
             case _:
                 pass
 
@@ -103,20 +104,23 @@ class _Loader:
         assert self._done == self._total, f"{self._done} of {self._total} bytes were loaded"
         self._on_progress(self._done, self._total, "")
 
-    def _matrix(self, pieces: list[_Piece], parameter: nn.Parameter, is_inner: bool) -> Tensor | QuantisedMatrix:
+    def _matrix(
+        self, path: str, layer: ShardedLayer, parameter: nn.Parameter, is_inner: bool
+    ) -> Tensor | QuantisedMatrix:
         """Return a weight in the format that it is to be kept in."""
         num_outputs, num_inputs = parameter.shape
-        columns = pieces[0].columns or slice(0, num_inputs)
-        names = tuple(piece.tensor for piece in pieces)
-        matrix = Matrix(names, num_outputs, range(columns.start, columns.stop), is_inner)
+        pieces = _pieces(path, "weight", parameter, layer.shards)
+        columns = layer.shards[0].columns or range(num_inputs)
+        matrix = Matrix(tuple(piece.tensor for piece in pieces), num_outputs, columns, is_inner)
         wanted = format_of(matrix, self._checkpoint.tensors, self._quantization)
         if wanted is QuantFormat.INT8 or wanted is QuantFormat.INT4:
-            return QuantisedMatrix.stack([self._codes(piece, wanted) for piece in pieces]).to(parameter.device)
-        self._fill(pieces)
+            return QuantisedMatrix.stack([self._codes(piece, wanted) for piece in pieces]).to(self._device)
+        weight_OI = torch.empty_like(parameter, device=self._device) if parameter.is_meta else parameter.detach()
+        self._fill(_pieces(path, "weight", weight_OI, layer.shards))
         if wanted is QuantFormat.FP8:
-            return quantise_fp8(parameter.detach())
+            return quantise_fp8(weight_OI)
         self._explain_plain(matrix)
-        return parameter.detach()
+        return weight_OI
 
     def _explain_plain(self, matrix: Matrix) -> None:
         dtypes = [self._checkpoint.tensors[name].dtype for name in matrix.tensors]

@@ -81,7 +81,9 @@ def load_model(load: Load, group: TPGroup, device: torch.device, on_progress: On
     shard = ShardPlan.of(spec, group.world_size).ranks[group.rank]
     dtype, kv_dtype = DTYPES[load.dtype], DTYPES[load.kv_dtype]
     tier = choose_tier(device, Shape(dtype, kv_dtype, spec.head_dim, load.block_size))
-    model = build_model(spec, shard, group, Storage(dtype, device, tier.ops))
+    # On a GPU memory is taken at once, and plain matrices of a model to be quantised may be more than there is.
+    storage = Storage(dtype, device, tier.ops, are_matrices_late=device.type != "cpu")
+    model = build_model(spec, shard, group, storage)
     plain_because = load_weights(model, checkpoint, load.quantization, on_progress)
     layout = tier.ops.kv_layout(load.block_size, len(shard.kv_heads), spec.head_dim, kv_dtype)
     kv = KVCache(model.num_layers, load.num_blocks, layout, device)

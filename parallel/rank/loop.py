@@ -35,7 +35,7 @@ from parallel.rank.messages import (
     Shutdown,
     ToRank,
 )
-from parallel.rank.tiers import fastest_tier
+from parallel.rank.tiers import fastest_tier, why_no_fp8
 from parallel.rank.worker import LaunchedStep
 
 EXIT_FAILED = 1
@@ -121,6 +121,7 @@ def _serve(spec: RankSpec, channel: LeaderSocket, host: str, cpu: CpuShare) -> N
             total_memory_bytes=memory.total_bytes,
             free_memory_bytes=memory.free_bytes,
             tier=fastest_tier(device),
+            fp8_obstacle=why_no_fp8(device),
             cpu=cpu,
         )
     )

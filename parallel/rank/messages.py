@@ -59,6 +59,8 @@ class Joined(msgspec.Struct, frozen=True, tag=True):
     """Of the GPU, or of the node for `cpu`."""
     tier: str = "torch"
     """The fastest set of operations that this machine has: `torch`, `cpu` or `cuda`."""
+    fp8_obstacle: str = "it runs on cpu"
+    """Why this rank cannot multiply fp8; empty if it can."""
     cpu: CpuShare | None = None
     """None where the rank is in the leader's own process."""
 

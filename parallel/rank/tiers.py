@@ -7,7 +7,7 @@ import torch
 from parallel.cpu.library import KernelLibrary, KernelsUnavailable
 from parallel.cpu.limits import cpu_obstacle
 from parallel.cpu.tier import CpuTier
-from parallel.cuda.support import cuda_obstacle, model_obstacle
+from parallel.cuda.support import cuda_obstacle, fp8_obstacle, model_obstacle
 from parallel.groups.base import TPGroup
 from parallel.kv_cache import KVCache
 from parallel.models.decoder import CausalLM
@@ -55,6 +55,13 @@ def fastest_tier(device: torch.device) -> str:
     if device.type == "cpu":
         return "torch" if isinstance(_library(), str) else "cpu"
     return "torch" if cuda_obstacle(device) else "cuda"
+
+
+def why_no_fp8(device: torch.device) -> str:
+    """Return why products in fp8 cannot be had on this device; empty if they can."""
+    if device.type != "cuda":
+        return f"it runs on {device.type}"
+    return cuda_obstacle(device) or fp8_obstacle(device)
 
 
 def choose_tier(device: torch.device, shape: Shape) -> Tier:

@@ -56,7 +56,7 @@ def test_fp8_without_a_gpu_is_refused_with_what_to_do():
     process = command("--quantization", "fp8", "--device", "cpu", FRANCE)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "model.quantization=fp8 needs a GPU, and rank 0 runs on cpu; use int8, auto or none" in errors
+    assert "model.quantization=fp8 cannot be had on rank 0: it runs on cpu; use int8, auto or none" in errors
 
 
 def test_interrupt_ends_it_with_130_and_leaves_no_process():

@@ -113,7 +113,13 @@ def test_quantised_matrices_take_their_bits_where_kernels_multiply_by_them() -> 
     tensors = MemoryCheckpoint(spec).tensors
     num_vectors = (2 * spec.num_layers + 1) * spec.hidden_size
     num_weights = shard.num_parameters(spec) - num_vectors
-    for tier, quantization, bits in [("cpu", "none", 16), ("cpu", "int8", 8.5), ("cuda", "none", 16)]:
+    cases: list[tuple[str, Quantization, float]] = [
+        ("cpu", "none", 16),
+        ("cpu", "int8", 8.5),
+        ("cuda", "none", 16),
+        ("cuda", "int8", 8.5),
+    ]
+    for tier, quantization, bits in cases:
         found = weight_bytes(spec, shard, tensors, quantization, Holding.of(tier, tier, "bfloat16"))
         assert found == bits / 8 * num_weights + num_vectors * (4 if tier == "cpu" else 2)
 
@@ -207,6 +213,22 @@ def test_eight_bits_are_near_the_numbers(quantization: Quantization, least: floa
     for row, found in logits(checkpoint, quantization).items():
         assert not torch.equal(found, exact[row])
         assert torch.cosine_similarity(found, exact[row], dim=-1).min() > least
+
+
+@pytest.mark.parametrize("quantization", ["auto", "none", "int8", "fp8"])
+@pytest.mark.parametrize("spec", [TIED, UNEVEN])
+def test_matrices_without_memory_get_theirs_when_they_are_read(
+    spec: ModelSpec, quantization: Quantization, tmp_path: Path
+) -> None:
+    checkpoint = gguf_of(spec, tmp_path, embed_tokens=F16)
+    storage = Storage(torch.float32, torch.device("cpu"), TorchOps(torch.float32), are_matrices_late=True)
+    model = model_of(checkpoint, SoloGroup(), storage)
+    assert sum(parameter.nbytes for parameter in model.parameters() if not parameter.is_meta) < 4000
+    load_weights(model, checkpoint, quantization, lambda done, total, detail: None)
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    expected = logits(checkpoint, quantization)
+    for row, found in all_logits(ModelRunner(model, spec.num_kv_heads, torch.float32).step).items():
+        assert torch.equal(found, expected[row])
 
 
 def test_a_tied_head_is_given_the_weight_that_rows_are_looked_up_in(tmp_path: Path) -> None:
