@@ -19,7 +19,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("eagleray", "ray", "torch", "transformers", "starlette", "numpy", "aiohttp")
+PACKAGES = ("eagleray", "ray", "torch", "triton", "transformers", "starlette", "numpy", "aiohttp")
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,21 @@ def write_report(name: str, started_at: datetime, figures: dict[str, Any], folde
     """Write `<date>-<name>.json` with the figures and their origin; return its path. Replaces a file of that name."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{started_at:%Y-%m-%d}-{name}.json"
-    report = {
-        "name": name,
+    report = {"name": name, **origin(started_at), **figures}
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def origin(started_at: datetime) -> dict[str, Any]:
+    """Return what a results file begins with: time, commit, command, machine, versions."""
+    return {
         "started_at": started_at.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - started_at).total_seconds(), 1),
         "commit": _commit(),
         "command": _command(),
         "machine": vars(Machine.here()),
         "versions": _versions(),
-        **figures,
     }
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return path
 
 
 def shown(path: Path) -> str:

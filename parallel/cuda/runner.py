@@ -69,6 +69,10 @@ class GraphRunner:
             return self._replay(inputs, batch, num_rows)
         return self._launch_mixed(inputs, batch)
 
+    def recorded_step(self, num_rows: int) -> Callable[[], None]:
+        """Return what a decode step of so many rows replays, over the numbers of the latest: for measurements."""
+        return self._graph(next(size for size in self._buckets if size >= num_rows), self._always_filters)
+
     def _replay(self, inputs: StepInputs, batch: SampleBatch, num_rows: int) -> PendingTokens:
         num_padded = next(size for size in self._buckets if size >= num_rows)
         graph = self._graph(num_padded, self._always_filters or has_filters(batch))

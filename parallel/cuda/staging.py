@@ -123,10 +123,6 @@ class StepTensors(NamedTuple):
     @classmethod
     def upload(cls, inputs: StepInputs, batch: SampleBatch, on: GraphDevice) -> "StepTensors":
         """Start the copy of a step; return what it arrives in."""
-        num_sampled = len(inputs.sampled_rows_S)
-        top_k = np.empty(num_sampled, np.int64)
-        temperature, uniform, top_p, min_p = np.empty((4, num_sampled))
-        _write_sampling(batch, top_k, temperature, uniform, top_p, min_p)
         starts_B1 = np.zeros(len(inputs.query_lens_B) + 1, np.int32)
         inputs.query_lens_B.cumsum(out=starts_B1[1:])
         step = (
@@ -137,7 +133,7 @@ class StepTensors(NamedTuple):
             inputs.unknown_T,
             inputs.unknown_rows,
         )
-        sampling = (temperature.astype(np.float32), uniform, top_k, top_p, min_p)
+        sampling = _sampling_arrays(batch, len(inputs.sampled_rows_S))
         rows = (inputs.slots_T, inputs.block_table_BM, starts_B1, inputs.context_lens_B.astype(np.int32))
         tensors = upload((*step, *sampling, *rows), on)
         slots_T, block_table_BM, query_starts_B1, context_lens_B = tensors[len(step) + len(sampling) :]
@@ -175,6 +171,11 @@ def upload(arrays: Sequence[NDArray[np.generic]], on: GraphDevice) -> list[Tenso
     ]
 
 
+def row_sampling(batch: SampleBatch, num_rows: int, on: GraphDevice) -> RowSampling:
+    """Start the copy of how so many rows choose; return what it arrives in."""
+    return RowSampling(*upload(_sampling_arrays(batch, num_rows), on))
+
+
 def has_filters(batch: SampleBatch) -> bool:
     """Return whether a row has top-k, top-p or min-p."""
     return bool((batch.top_k_P < NO_TOP_K).any() or (batch.top_p_P < 1).any() or (batch.min_p_P > 0).any())
@@ -196,6 +197,14 @@ def _write_rows(kinds: NDArray[np.int64], inputs: StepInputs, padding_row: int) 
     context_lens[:num_rows], context_lens[num_rows:] = inputs.context_lens_B, 0
     is_unknown[:] = 0
     is_unknown[inputs.unknown_T] = 1
+
+
+def _sampling_arrays(batch: SampleBatch, num_rows: int) -> tuple[NDArray[np.generic], ...]:
+    """Return the arrays of a RowSampling."""
+    top_k = np.empty(num_rows, np.int64)
+    temperature, uniform, top_p, min_p = np.empty((4, num_rows))
+    _write_sampling(batch, top_k, temperature, uniform, top_p, min_p)
+    return temperature.astype(np.float32), uniform, top_k, top_p, min_p
 
 
 def _write_sampling(
