@@ -1,4 +1,4 @@
-"""Recorded steps, launched one ahead on a real GPU, give the tokens of steps one by one; no decode step is waited for."""
+"""Recorded steps, launched one ahead on a real GPU, give the tokens of steps one by one; no launch waits."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def a_worker(is_recorded: bool) -> RankWorker:
 
 def start(row: int, prompt_len: int, sampling) -> RowStart:
     params = SamplingParams(max_tokens=100, seed=row + 1, **sampling)
-    return RowStart(row, list(range(3, 3 + prompt_len)), prompt_len, 0, [8 * row, 8 * row + 1, 8 * row + 2], params)
+    return RowStart(row, list(range(3, 3 + prompt_len)), prompt_len, 0, list(range(8 * row, 8 * row + 4)), params)
 
 
 def some_plans(sampling) -> list[StepPlan]:
