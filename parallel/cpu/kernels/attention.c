@@ -67,7 +67,7 @@ static workbench set_up(const attention_job *job, const query_group *group, int3
   size_t query_bytes = count * head_dim * sizeof(eg_bf16), place_bytes = count * sizeof(int64_t);
   size_t end_bytes = (size_t)group->num_queries * sizeof(int32_t);
   size_t state_bytes = count * (size_t)state_floats(heads->head_dim) * sizeof(float);
-  size_t widened_bytes = heads->kv_format == EG_KV_INT8 ? 2 * TILE_KEYS * head_dim * sizeof(eg_bf16) : 0;
+  size_t widened_bytes = heads->kv_format == EG_KV_INT8 ? 2 * KV_TILE_KEYS * head_dim * sizeof(eg_bf16) : 0;
   char *memory = eg_scratch(query_bytes + end_bytes + 2 * place_bytes + 2 * state_bytes + widened_bytes + 7 * 64);
   bench.queries = taken(&memory, query_bytes);
   bench.ends = taken(&memory, end_bytes);
@@ -108,7 +108,7 @@ static const void *widen(const int8_t *codes, int64_t count, const int8_t *ahead
 static kv_tile widen_tile(const kv_tile *tile, const kv_tile *next, int32_t head_dim, eg_bf16 *widened) {
   kv_tile wide = *tile;
   int64_t size = PART_KEYS * head_dim;
-  for (int part = 0; part < TILE_PARTS; part++, widened += 2 * size) {
+  for (int part = 0; part < KV_TILE_PARTS; part++, widened += 2 * size) {
     wide.keys[part] = widen(tile->keys[part], size, next->keys[part], widened);
     wide.values[part] = widen(tile->values[part], size, next->values[part], widened + size);
   }
@@ -153,7 +153,7 @@ static void attend_run(const attention_job *job, const workbench *bench, const t
       .num_queries = run->last_query - run->first_query,
       .queries = bench->queries + first * (heads->head_dim / 2),
       .ends = bench->ends + run->first_query,
-      .first_key = run->tile * TILE_KEYS,
+      .first_key = run->tile * KV_TILE_KEYS,
       .states = states + first * state_floats(heads->head_dim),
   };
   if (heads->kv_format == EG_KV_INT8) {

@@ -13,23 +13,23 @@
 #include "lanes.h"
 
 #define PART_KEYS 16 /* a part: adjacent keys inside one block, whose pairs lie together in both layouts */
-#define TILE_PARTS 4
-#define TILE_KEYS (PART_KEYS * TILE_PARTS)
+#define KV_TILE_PARTS 4
+#define KV_TILE_KEYS (PART_KEYS * KV_TILE_PARTS)
 #define SEGMENT_TILES 8
-#define SEGMENT_KEYS (TILE_KEYS * SEGMENT_TILES)
+#define SEGMENT_KEYS (KV_TILE_KEYS * SEGMENT_TILES)
 #define MAX_GROUP_QUERIES 96 /* their states and one tile of keys and values stay in the caches next to the core */
 
 INLINE int32_t divided_up(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 /* ---- tiles: attention_tile.c ---- */
 
-/* TILE_KEYS positions of one kv head: in the cache, in its format, or where they were widened to bfloat16. Parts past the
- * row's last key may be read, but nothing depends on them. */
+/* KV_TILE_KEYS positions of one kv head, in the cache in its format, or widened to bfloat16. Parts past the row's last
+ * key may be read, but nothing depends on them. */
 typedef struct kv_tile {
-  const void *keys[TILE_PARTS];          /* [E/2][16][2], pairs of features */
-  const void *values[TILE_PARTS];        /* [8][E][2], pairs of tokens */
-  const float *key_scales[TILE_PARTS];   /* [16]; null in bfloat16 caches */
-  const float *value_scales[TILE_PARTS]; /* [16]; null in bfloat16 caches */
+  const void *keys[KV_TILE_PARTS];          /* [E/2][16][2], pairs of features */
+  const void *values[KV_TILE_PARTS];        /* [8][E][2], pairs of tokens */
+  const float *key_scales[KV_TILE_PARTS];   /* [16]; null in bfloat16 caches */
+  const float *value_scales[KV_TILE_PARTS]; /* [16]; null in bfloat16 caches */
 } kv_tile;
 
 /* Queries that look at one tile. */
@@ -54,7 +54,7 @@ static void merge_state(float *state, const float *later, int32_t head_dim);
 static void finish_state(const float *state, int32_t head_dim, float *out);
 
 /* Update each query's state by the tile, which is bfloat16. What is read next is fetched meanwhile: the tile's values
- * along with its keys, the next tile's keys along with its values. Some 8 KiB ahead is the fastest that was measured. */
+ * along with its keys, the next tile's keys along with its values. Some 8 KiB ahead is the best that was measured. */
 static void attend_tile(const tile_queries *queries, const kv_tile *tile, const void *const *next_keys);
 
 /* ---- the plan: attention_plan.c ---- */

@@ -97,7 +97,7 @@ static int is_joined(const query_member *last, const query_member *member) {
 }
 
 static int64_t cost_of(const eg_heads *heads, const query_member *member, int32_t num_queries, int32_t num_common) {
-  int64_t num_tiles = divided_up(member->end, TILE_KEYS), num_shared = num_common * heads->block_size / TILE_KEYS;
+  int64_t num_tiles = divided_up(member->end, KV_TILE_KEYS), num_shared = num_common * heads->block_size / KV_TILE_KEYS;
   return heads->head_dim * (num_tiles * QUERY_COST * num_queries + (num_tiles - num_shared) * FETCH_COST);
 }
 

@@ -13,7 +13,7 @@
 #define BLOCK_COLUMNS 2
 #endif
 #define PART_VECTORS (PART_KEYS / LANES)
-#define TILE_VECTORS (TILE_KEYS / LANES)
+#define KV_TILE_VECTORS (KV_TILE_KEYS / LANES)
 #define PART_PAIRS (PART_KEYS / 2)
 
 /* The peak is left alone until a score is this many powers of two above it: weights stay far from overflow, and states
@@ -81,52 +81,45 @@ static void finish_state(const float *state, int32_t head_dim, float *out) {
 
 /* ---- scores ---- */
 
-INLINE void score_columns(const int rows, const tile_queries *q, const int32_t *queries, const kv_tile *tile, int first,
-                          vf scores[][TILE_VECTORS]) {
-  block_columns keys = {.stride = PART_KEYS * 4};
-  UNROLLED for (int c = 0; c < BLOCK_COLUMNS; c++) {
-    int part = (first + c) / PART_VECTORS, lane = (first + c) % PART_VECTORS * LANES;
-    keys.at[c] = (const char *)tile->keys[part] + lane * 4;
-    keys.ahead[c] = (const char *)tile->values[part] + lane * 4;
+INLINE void score(const int rows, const tile_queries *q, const int32_t *queries, const kv_tile *tile,
+                  vf scores[][KV_TILE_VECTORS]) {
+  for (int first = 0; first < KV_TILE_VECTORS; first += BLOCK_COLUMNS) {
+    block_columns keys = {.stride = PART_KEYS * 4};
+    UNROLLED for (int c = 0; c < BLOCK_COLUMNS; c++) {
+      int part = (first + c) / PART_VECTORS, lane = (first + c) % PART_VECTORS * LANES;
+      keys.at[c] = (const char *)tile->keys[part] + lane * 4;
+      keys.ahead[c] = (const char *)tile->values[part] + lane * 4;
+    }
+    block_sums sums;
+    UNROLLED for (int row = 0; row < rows; row++)
+      UNROLLED for (int c = 0; c < BLOCK_COLUMNS; c++) sums[row][c] = vf_splat(0.0f);
+    add_products(sums, rows, BLOCK_COLUMNS, queries, q->head_dim / 2, &keys, q->head_dim / 2);
+    UNROLLED for (int row = 0; row < rows; row++)
+      UNROLLED for (int c = 0; c < BLOCK_COLUMNS; c++) scores[row][first + c] = sums[row][c];
   }
-  block_sums sums;
-  UNROLLED for (int row = 0; row < rows; row++)
-    UNROLLED for (int c = 0; c < BLOCK_COLUMNS; c++) sums[row][c] = vf_splat(0.0f);
-  add_products(sums, rows, BLOCK_COLUMNS, queries, q->head_dim / 2, &keys, q->head_dim / 2);
-  UNROLLED for (int row = 0; row < rows; row++)
-    UNROLLED for (int c = 0; c < BLOCK_COLUMNS; c++) scores[row][first + c] = sums[row][c];
-}
-
-INLINE void score(const int rows, const tile_queries *q, const int32_t *queries, const kv_tile *tile, int num_vectors,
-                  vf scores[][TILE_VECTORS]) {
-  int first = 0;
-  do {
-    score_columns(rows, q, queries, tile, first, scores);
-    first += BLOCK_COLUMNS;
-  } while (first < num_vectors);
 }
 
 /* ---- weights ---- */
 
-/* weights[key] = 2^(score - peak) in bfloat16 for the keys the query may see, 0 for the others of these vectors. */
-INLINE void weigh(vf *scores, const int num_vectors, const int is_whole, int32_t num_keys, const kv_tile *tile,
-                  const tile_queries *q, float *state, eg_bf16 *weights) {
-  vf top = vf_splat(-INFINITY);
-  UNROLLED for (int v = 0; v < num_vectors; v++) {
-    if (tile->key_scales[0]) scores[v] *= vf_load(tile->key_scales[v / PART_VECTORS] + v % PART_VECTORS * LANES);
-    /* Not infinite, so that nothing below is infinity less infinity. */
-    if (!is_whole) scores[v] = vf_select(vi_count() + v * LANES < num_keys, scores[v], vf_splat(-1e30f));
-    top = vf_max(scores[v], top);
-  }
-  vf scale = vf_splat(q->scale), peak = vf_splat(-state[16 + q->head_dim]);
-  if (vf_any_greater(vf_fma(top, scale, peak), vf_splat(MAX_EXPONENT))) {
+/* weights[key] = 2^(score - peak) in bfloat16 for the first `num_keys`, which the query may see, and 0 for the others. */
+INLINE void weigh(vf *scores, int32_t num_keys, const kv_tile *tile, const tile_queries *q, float *state,
+                  eg_bf16 *weights) {
+  if (tile->key_scales[0])
+    UNROLLED for (int v = 0; v < KV_TILE_VECTORS; v++)
+      scores[v] *= vf_load(tile->key_scales[v / PART_VECTORS] + v % PART_VECTORS * LANES);
+  if (num_keys < KV_TILE_KEYS) /* -1e30 and not infinity, so that nothing below is infinity less infinity */
+    UNROLLED for (int v = 0; v < KV_TILE_VECTORS; v++)
+      scores[v] = vf_select(vi_count() + v * LANES < num_keys, scores[v], vf_splat(-1e30f));
+  vf top = scores[0];
+  UNROLLED for (int v = 1; v < KV_TILE_VECTORS; v++) top = vf_max(scores[v], top);
+  float *peak = state + 16 + q->head_dim;
+  vf scale = vf_splat(q->scale);
+  if (vf_any_greater(vf_fma(top, scale, vf_splat(-*peak)), vf_splat(MAX_EXPONENT)))
     move_peak(state, q->head_dim, q->scale * vf_maximum(top));
-    peak = vf_splat(-state[16 + q->head_dim]);
-  }
   vf sums[PART_VECTORS];
   UNROLLED for (int i = 0; i < PART_VECTORS; i++) sums[i] = vf_load(state + i * LANES);
-  UNROLLED for (int v = 0; v < num_vectors; v++) {
-    vf weight = vf_exp2(vf_fma(scores[v], scale, peak));
+  UNROLLED for (int v = 0; v < KV_TILE_VECTORS; v++) {
+    vf weight = vf_exp2(vf_fma(scores[v], scale, vf_splat(-*peak)));
     sums[v % PART_VECTORS] += weight;
     if (tile->value_scales[0]) weight *= vf_load(tile->value_scales[v / PART_VECTORS] + v % PART_VECTORS * LANES);
     vf_store_bf16(weights + v * LANES, weight);
@@ -151,7 +144,7 @@ INLINE void add_value_columns(const int rows, const int columns, const tile_quer
       values.ahead[c] = (const char *)next_keys[part] + (feature + c * LANES) * 4;
     }
     int pairs_left = num_pairs - part * PART_PAIRS;
-    add_products(sums, rows, columns, weights + part * PART_PAIRS, TILE_KEYS / 2, &values,
+    add_products(sums, rows, columns, weights + part * PART_PAIRS, KV_TILE_KEYS / 2, &values,
                  pairs_left < PART_PAIRS ? pairs_left : PART_PAIRS);
   }
   UNROLLED for (int row = 0; row < rows; row++)
@@ -172,25 +165,16 @@ INLINE void add_values(const int rows, const tile_queries *q, float *states, con
 
 INLINE void attend_block(const int rows, const tile_queries *q, int64_t first, const kv_tile *tile,
                          const void *const *next_keys) {
-  int32_t most_keys = 0, num_keys[BLOCK_ROWS];
-  for (int row = 0; row < rows; row++) {
-    int32_t keys_left = q->ends[first + row] - q->first_key;
-    num_keys[row] = keys_left < TILE_KEYS ? keys_left : TILE_KEYS;
-    most_keys = num_keys[row] > most_keys ? num_keys[row] : most_keys;
-  }
-  int num_vectors = divided_up(most_keys, BLOCK_COLUMNS * LANES) * BLOCK_COLUMNS;
-  vf scores[BLOCK_ROWS][TILE_VECTORS];
-  score(rows, q, q->queries + first * (q->head_dim / 2), tile, num_vectors, scores);
-
+  vf scores[BLOCK_ROWS][KV_TILE_VECTORS];
+  _Alignas(64) int32_t weights[BLOCK_ROWS][KV_TILE_KEYS / 2];
   int64_t stride = state_floats(q->head_dim);
   float *states = q->states + first * stride;
-  _Alignas(64) int32_t weights[BLOCK_ROWS][TILE_KEYS / 2];
+  int32_t most_keys = 0;
+  score(rows, q, q->queries + first * (q->head_dim / 2), tile, scores);
   for (int row = 0; row < rows; row++) {
-    float *state = states + row * stride;
-    if (num_keys[row] == TILE_KEYS)
-      weigh(scores[row], TILE_VECTORS, 1, TILE_KEYS, tile, q, state, (eg_bf16 *)weights[row]);
-    else
-      weigh(scores[row], num_vectors, 0, num_keys[row], tile, q, state, (eg_bf16 *)weights[row]);
+    int32_t keys_left = q->ends[first + row] - q->first_key, num_keys = keys_left < KV_TILE_KEYS ? keys_left : KV_TILE_KEYS;
+    if (num_keys > most_keys) most_keys = num_keys;
+    weigh(scores[row], num_keys, tile, q, states + row * stride, (eg_bf16 *)weights[row]);
   }
   add_values(rows, q, states, weights[0], tile, next_keys, (most_keys + 1) / 2);
 }

@@ -17,7 +17,7 @@ typedef struct tile_walk {
 } tile_walk;
 
 static tile_walk start_walk(const eg_attention_plan *plan, const query_group *group, const attention_item *item) {
-  int32_t num_tiles = divided_up(group->end, TILE_KEYS), last_tile = item->last_segment * SEGMENT_TILES;
+  int32_t num_tiles = divided_up(group->end, KV_TILE_KEYS), last_tile = item->last_segment * SEGMENT_TILES;
   return (tile_walk){
       .heads = &plan->heads,
       .members = plan->members,
@@ -31,9 +31,9 @@ static tile_walk start_walk(const eg_attention_plan *plan, const query_group *gr
 
 static int reads_same_blocks(const tile_walk *walk, const query_member *a, const query_member *b) {
   if (a->blocks == b->blocks) return 1;
-  int32_t first_key = walk->tile * TILE_KEYS, block_size = walk->heads->block_size;
+  int32_t first_key = walk->tile * KV_TILE_KEYS, block_size = walk->heads->block_size;
   int32_t end = a->end < b->end ? a->end : b->end;
-  if (end > first_key + TILE_KEYS) end = first_key + TILE_KEYS;
+  if (end > first_key + KV_TILE_KEYS) end = first_key + KV_TILE_KEYS;
   for (int32_t block = first_key / block_size; block * block_size < end; block++)
     if (a->blocks[block] != b->blocks[block]) return 0;
   return 1;
@@ -41,7 +41,7 @@ static int reads_same_blocks(const tile_walk *walk, const query_member *a, const
 
 /* The run that starts with the member at the walk's place, which is past it afterwards. */
 static tile_run take_run(tile_walk *walk) {
-  int32_t first_key = walk->tile * TILE_KEYS, per_token = queries_per_token(walk->heads);
+  int32_t first_key = walk->tile * KV_TILE_KEYS, per_token = queries_per_token(walk->heads);
   const query_member *member = &walk->members[walk->member++];
   int32_t num_blind = first_key - member->first_position; /* tokens before the tile, which see nothing of it */
   tile_run run = {.tile = walk->tile, .longest = member};
@@ -59,7 +59,7 @@ static tile_run take_run(tile_walk *walk) {
 /* Put the next run into `run`; false, and `run` is as it was, if there is none. */
 static int take_next_run(tile_walk *walk, tile_run *run) {
   for (; walk->tile < walk->last_tile; walk->tile++, walk->member = walk->first_member) {
-    while (walk->member < walk->last_member && walk->members[walk->member].end <= walk->tile * TILE_KEYS)
+    while (walk->member < walk->last_member && walk->members[walk->member].end <= walk->tile * KV_TILE_KEYS)
       walk->member++;
     if (walk->member == walk->last_member) continue;
     *run = take_run(walk);
@@ -73,8 +73,8 @@ static kv_tile locate(const eg_heads *heads, const eg_kv *kv, const tile_run *ru
   int is_int8 = heads->kv_format == EG_KV_INT8;
   kv_tile tile;
   int64_t slot = 0;
-  for (int part = 0; part < TILE_PARTS; part++) {
-    int32_t key = run->tile * TILE_KEYS + part * PART_KEYS;
+  for (int part = 0; part < KV_TILE_PARTS; part++) {
+    int32_t key = run->tile * KV_TILE_KEYS + part * PART_KEYS;
     if (key < run->longest->end) {
       int64_t block = run->longest->blocks[key / heads->block_size];
       slot = (block * heads->num_kv_heads + kv_head) * heads->block_size + key % heads->block_size;

@@ -169,8 +169,8 @@ INLINE vf vf_dot_bf16(vf sums, vi a, vi b) {
 #endif
 }
 
-/* 2^x with a relative error of 1e-4, a twentieth of what rounding it to bfloat16 adds; 2^0 is 1, and below 2^-126 it may
- * be 0. NaN stays NaN. For x up to 127. */
+/* 2^x with a relative error of 1e-4, a twentieth of what rounding it to bfloat16 adds; 2^0 is 1, and below 2^-126 it
+ * may be 0. NaN stays NaN. For x up to 127. */
 INLINE vf vf_exp2(vf x) {
 #if LANES == 16
   vf whole = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
