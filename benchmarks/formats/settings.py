@@ -21,6 +21,7 @@ SETTINGS = {
     "bfloat16": Setting("bfloat16", "none", "bfloat16"),
     "bfloat16, KV int8": Setting("bfloat16", "none", "int8"),
     "int8 weights, float32": Setting("float32", "int8", "float32"),
+    "fp8 weights, float32": Setting("float32", "fp8", "float32"),
     "int8": Setting("bfloat16", "int8", "bfloat16"),
     "int8, KV int8": Setting("bfloat16", "int8", "int8"),
     "the file's own": Setting("bfloat16", "auto", "bfloat16"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.formats.settings import Setting
 from parallel.groups.base import TPGroup
 from parallel.plan import Chunk, RowStart
+from parallel.rank.forward import Forward, OpByOp
 from parallel.rank.loading import LoadedModel, load_model
 from parallel.rank.messages import Load
 from parallel.rank.rows import RowTable
@@ -37,8 +38,10 @@ class TextLogits(NamedTuple):
     tier: str
 
 
-def text_logits(source: str, setting: Setting, group: TPGroup, token_ids: Sequence[int]) -> TextLogits:
-    """Return the logits after each token, in float32. A collective."""
+def text_logits(
+    source: str, setting: Setting, group: TPGroup, token_ids: Sequence[int], device: torch.device = CPU
+) -> TextLogits:
+    """Return the logits after each token, in float32 on the CPU. A collective."""
     num_blocks = -(-len(token_ids) // BLOCK_SIZE)
     load = Load(
         model=source,
@@ -52,9 +55,9 @@ def text_logits(source: str, setting: Setting, group: TPGroup, token_ids: Sequen
         max_model_len=len(token_ids),
         max_step_tokens=CHUNK_TOKENS,
     )
-    loaded = load_model(load, group, CPU, lambda done, total, detail: None)
+    loaded = load_model(load, group, device, lambda done, total, detail: None)
     return TextLogits(
-        _run(loaded, token_ids),
+        _run(loaded, token_ids, device),
         loaded.model.weight_bytes,
         loaded.kv.num_bytes // (num_blocks * BLOCK_SIZE),
         next(choice.tier for choice in loaded.choices if choice.op == "step"),
@@ -62,8 +65,8 @@ def text_logits(source: str, setting: Setting, group: TPGroup, token_ids: Sequen
 
 
 @torch.inference_mode()
-def _run(loaded: LoadedModel, token_ids: Sequence[int]) -> Tensor:
-    assert isinstance(loaded.runner, DirectRunner)
+def _run(loaded: LoadedModel, token_ids: Sequence[int], device: torch.device) -> Tensor:
+    forward = _forward(loaded, device)
     rows = RowTable(1, len(token_ids), BLOCK_SIZE)
     # Last block first: nothing may depend on blocks lying in order.
     block_ids = list(range(-(-len(token_ids) // BLOCK_SIZE)))[::-1]
@@ -71,8 +74,15 @@ def _run(loaded: LoadedModel, token_ids: Sequence[int]) -> Tensor:
     parts: list[Tensor] = []
     for num_tokens in _steps(len(token_ids)):
         inputs = replace(rows.step([Chunk(0, num_tokens)]), last_token_S=np.arange(num_tokens))
-        parts.append(loaded.runner.forward.logits(inputs).clone())
+        parts.append(forward.logits(inputs).to(CPU, copy=True))
     return torch.cat(parts)
+
+
+def _forward(loaded: LoadedModel, device: torch.device) -> Forward:
+    if isinstance(loaded.runner, DirectRunner):
+        return loaded.runner.forward
+    # A GPU's runner leaves the logits to the sampler in its graphs, under which lie the same operations.
+    return OpByOp(loaded.model, loaded.kv, device)
 
 
 def _steps(num_tokens: int) -> list[int]:
