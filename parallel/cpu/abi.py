@@ -151,6 +151,7 @@ _THREADS = _DATA = _GROUP = _WORKSPACE = _PLAN = c_void_p
 FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "eg_abi_version": (c_int, ()),
     "eg_level": (c_char_p, ()),
+    "eg_enable": (c_int, ()),
     "eg_threads_start": (_THREADS, (c_int,)),
     "eg_threads_stop": (None, (_THREADS,)),
     "eg_threads_limit": (None, (_THREADS, c_int)),

@@ -27,7 +27,7 @@ class KernelLibrary:
     """A loaded library. Its calls release the GIL."""
 
     def __init__(self, path: Path, level: Level) -> None:
-        """Load the file. Raises KernelsUnavailable if it cannot be loaded or was built from another eagle.h."""
+        """Load the file. Raises KernelsUnavailable if it cannot be, fits another eagle.h, or may not be run here."""
         try:
             self.calls = ctypes.CDLL(str(path))
         except OSError as error:
@@ -38,6 +38,9 @@ class KernelLibrary:
         if version != ABI_VERSION:
             raise KernelsUnavailable(f"{path} has ABI version {version}; {ABI_VERSION} is needed: delete the file")
         _declare(self.calls)
+        error = self.calls.eg_enable()
+        if error != 0:
+            raise KernelsUnavailable(f"{level.name} instructions are not allowed here: {os.strerror(error)}")
 
     @classmethod
     def load(cls, level: str | None = None) -> "KernelLibrary":

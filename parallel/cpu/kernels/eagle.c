@@ -27,3 +27,11 @@ const char *eg_level(void) {
   return "portable";
 #endif
 }
+
+int eg_enable(void) {
+#if defined(__AMX_BF16__)
+  return amx_enable();
+#else
+  return 0;
+#endif
+}

@@ -32,6 +32,8 @@ enum eg_status { EG_OK = 0, EG_PEER_DIED = 1, EG_TIMED_OUT = 2 };
 
 int eg_abi_version(void);
 const char *eg_level(void); /* "amx", "avx512_bf16", "avx512", "avx2" or "portable" */
+/* Ask the system for what the level's instructions need, for the whole process. 0, or an errno: they must not be used. */
+int eg_enable(void);
 
 /* ---- threads: the caller works too; helpers that are asleep or descheduled are not waited for ---- */
 

@@ -10,6 +10,8 @@
 #include "matrix_quantised.h"
 #include "matrix_tile.h"
 
+#define MAX_BLOCK_TOKENS 16
+
 typedef struct product {
   const eg_matrix *matrix;
   const eg_inputs *inputs;
@@ -19,7 +21,9 @@ typedef struct product {
   int is_gated;            /* y = silu(gate) * up; panel i of y is made of panels i and num_panels + i */
   int64_t num_panels;      /* of y */
   int64_t num_strips;      /* TILE_PANELS panels each */
-  int64_t blocks_per_part; /* an item is a strip and a part of the blocks of tokens */
+  int64_t block_tokens;
+  int64_t num_blocks;      /* of tokens */
+  int64_t blocks_per_part; /* an item is a strip and a part of the blocks */
 } product;
 
 static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -58,16 +62,16 @@ static void write_gated(const product *p, int64_t token, int64_t panel, f32x16 g
 /* Neighbouring panels and the kernels that multiply them. */
 typedef struct strip {
   eg_tile tile; /* all but the inputs */
-  const eg_tile_kernel (*kernels)[2];
+  eg_tile_kernel (*kernel_for)(int64_t tokens, int panels);
   int64_t fetches_per_tile;
 } strip;
 
 /* A strip of `panels` panels from `panel` on, of which the `panels_ahead` that follow are wanted next. */
 static strip make_strip(const eg_matrix *matrix, int64_t panel, int panels, int64_t panels_ahead, int64_t num_blocks) {
   int64_t stride = panel_bytes_of(matrix->format, matrix->num_inputs);
-  strip s = {.kernels = matrix->format == EG_BF16   ? bf16_tile_kernels
-                        : matrix->format == EG_INT8 ? int8_tile_kernels
-                                                    : int4_nibbles_tile_kernels,
+  strip s = {.kernel_for = matrix->format == EG_BF16   ? bf16_kernel
+                           : matrix->format == EG_INT8 ? int8_kernel
+                                                       : int4_nibbles_kernel,
              .tile = {.codes = codes_of(matrix, panel),
                       .scales = scales_of(matrix, panel),
                       .codes_stride = stride,
@@ -88,26 +92,27 @@ static void unpack_strip(strip *s, int panels, char *memory) {
     unpack_nibbles(s->tile.codes + p * s->tile.codes_stride, s->tile.num_inputs / EG_GROUP, memory + p * bytes_stride);
   s->tile.codes = memory;
   s->tile.codes_stride = bytes_stride;
-  s->kernels = int4_bytes_tile_kernels;
+  s->kernel_for = int4_bytes_kernel;
   s->fetches_per_tile *= 2;
   s->tile.ahead_step /= 2;
 }
 
 static void multiply_block(const strip *s, const eg_inputs *inputs, int64_t block, int64_t fetched, int panels,
                            float *results) {
-  int64_t token = block * TILE_TOKENS, tokens = min_i64(inputs->num_tokens - token, TILE_TOKENS);
+  int64_t block_tokens = block_tokens_of(inputs->format), token = block * block_tokens;
   int64_t value_bytes = inputs->format == EG_BF16 ? 2 : 1, num_groups = inputs->num_inputs / EG_GROUP;
   eg_tile tile = s->tile;
+  tile.num_tokens = min_i64(inputs->num_tokens - token, block_tokens);
   tile.values = (const char *)inputs->values + token * inputs->num_inputs * value_bytes;
   tile.input_scales = inputs->scales + token * num_groups;
   tile.input_sums = (const char *)inputs->sums + token * num_groups * 4;
   tile.ahead += fetched * s->fetches_per_tile * tile.ahead_step;
-  s->kernels[tokens - 1][panels > 1](&tile, results);
+  s->kernel_for(tile.num_tokens, panels)(&tile, results);
 }
 
 static void write_block(const product *p, int64_t block, int64_t panel, int panels,
-                        float results[2][TILE_TOKENS][TILE_STRIDE]) {
-  int64_t first = block * TILE_TOKENS, last = min_i64(first + TILE_TOKENS, p->inputs->num_tokens);
+                        float results[2][MAX_BLOCK_TOKENS][TILE_STRIDE]) {
+  int64_t first = block * p->block_tokens, last = min_i64(first + p->block_tokens, p->inputs->num_tokens);
   for (int64_t token = first; token < last; token++)
     for (int i = 0; i < panels; i++) {
       f32x16 sums = load_f32(results[0][token - first] + i * EG_PANEL);
@@ -120,7 +125,7 @@ static void write_block(const product *p, int64_t block, int64_t panel, int pane
 
 /* Fetch the lines of y that a block's results go to, so that they are there when its sums are. */
 static void fetch_outputs(const product *p, int64_t block, int64_t panel, int panels) {
-  int64_t first = block * TILE_TOKENS, last = min_i64(first + TILE_TOKENS, p->inputs->num_tokens);
+  int64_t first = block * p->block_tokens, last = min_i64(first + p->block_tokens, p->inputs->num_tokens);
   for (int64_t token = first; token < last; token++)
     for (int i = 0; i < panels; i++) __builtin_prefetch(p->y + token * p->y_stride + (panel + i) * EG_PANEL, 1, 3);
 }
@@ -140,7 +145,7 @@ static void multiply_strip(const product *p, int64_t panel, int panels, int64_t 
     char *memory = eg_scratch((size_t)(num_strips * bytes));
     for (int i = 0; i < num_strips; i++) unpack_strip(&strips[i], panels, memory + i * bytes);
   }
-  _Alignas(64) float results[2][TILE_TOKENS][TILE_STRIDE];
+  _Alignas(64) float results[2][MAX_BLOCK_TOKENS][TILE_STRIDE];
   for (int64_t block = first; block < last; block++) {
     fetch_outputs(p, block, panel, panels);
     for (int i = 0; i < num_strips; i++)
@@ -151,10 +156,9 @@ static void multiply_strip(const product *p, int64_t panel, int panels, int64_t 
 
 static void multiply_items(void *context, int64_t first, int64_t last) {
   const product *p = context;
-  int64_t num_blocks = divide_up_i64(p->inputs->num_tokens, TILE_TOKENS);
   for (int64_t item = first; item < last; item++) {
     int64_t first_block = item / p->num_strips * p->blocks_per_part;
-    int64_t last_block = min_i64(first_block + p->blocks_per_part, num_blocks);
+    int64_t last_block = min_i64(first_block + p->blocks_per_part, p->num_blocks);
     int64_t panel = item % p->num_strips * TILE_PANELS, last_panel = min_i64(panel + TILE_PANELS, p->num_panels);
     int64_t panels_ahead = item + 1 < last ? min_i64(p->num_panels - last_panel, TILE_PANELS) : 0;
     /* Behind a matrix lies, as a rule, the one that is multiplied next. */
@@ -168,23 +172,32 @@ static void multiply_items(void *context, int64_t first, int64_t last) {
 
 /* ---- products ---- */
 
-/* Share the work out. Strips alone, unless they are too few for the threads and there are many tokens; so many to a
- * chunk that taking one costs little beside it. */
+/* Strips alone are shared out, unless they are too few for the threads and there are many tokens. */
+static int64_t num_parts_of(const product *p, int64_t num_items) {
+  const int64_t min_blocks = 4;
+  return min_i64(divide_up_i64(num_items, p->num_strips), max_i64(p->num_blocks / min_blocks, 1));
+}
+
+/* So many that taking a chunk costs little beside it. */
+static int64_t items_per_chunk_of(const product *p) {
+  const int64_t chunk_ns = 8000, bytes_per_ns = 30, products_per_ns = 150;
+  int64_t num_outputs = TILE_PANELS * EG_PANEL * (p->is_gated ? 2 : 1);
+  int64_t num_bytes = panel_bytes_of(p->matrix->format, p->matrix->num_inputs) * num_outputs / EG_PANEL;
+  int64_t num_products = p->blocks_per_part * p->block_tokens * p->matrix->num_inputs * num_outputs;
+  return divide_up_i64(chunk_ns, max_i64(num_bytes / bytes_per_ns, num_products / products_per_ns) + 1);
+}
+
 static void run_product(eg_threads *threads, product *p) {
-  const int64_t min_blocks = 4, items_per_thread = 4, chunk_ns = 8000, bytes_per_ns = 30, products_per_ns = 150;
-  int64_t num_tokens = p->inputs->num_tokens, num_blocks = divide_up_i64(num_tokens, TILE_TOKENS);
-  if (num_tokens == 0 || p->num_panels == 0) return;
+  const int64_t items_per_thread = 4;
+  if (p->inputs->num_tokens == 0 || p->num_panels == 0) return;
   int64_t num_items = eg_num_threads(threads) * items_per_thread;
+  p->block_tokens = block_tokens_of(p->matrix->format);
+  p->num_blocks = divide_up_i64(p->inputs->num_tokens, p->block_tokens);
   p->num_strips = divide_up_i64(p->num_panels, TILE_PANELS);
-  int64_t num_parts = min_i64(divide_up_i64(num_items, p->num_strips), max_i64(num_blocks / min_blocks, 1));
-  p->blocks_per_part = divide_up_i64(num_blocks, num_parts);
-  num_parts = divide_up_i64(num_blocks, p->blocks_per_part);
-  int64_t strip_panels = TILE_PANELS * (p->is_gated ? 2 : 1);
-  int64_t strip_bytes = panel_bytes_of(p->matrix->format, p->matrix->num_inputs) * strip_panels;
-  int64_t strip_products = p->blocks_per_part * TILE_TOKENS * p->matrix->num_inputs * strip_panels * EG_PANEL;
-  int64_t item_ns = max_i64(strip_bytes / bytes_per_ns, strip_products / products_per_ns) + 1;
-  int64_t items_per_chunk = min_i64(p->num_strips * num_parts / num_items, divide_up_i64(chunk_ns, item_ns));
-  eg_parallel(threads, p->num_strips * num_parts, max_i64(items_per_chunk, 1), multiply_items, p);
+  p->blocks_per_part = divide_up_i64(p->num_blocks, num_parts_of(p, num_items));
+  int64_t num_all = p->num_strips * divide_up_i64(p->num_blocks, p->blocks_per_part);
+  int64_t items_per_chunk = min_i64(num_all / num_items, items_per_chunk_of(p));
+  eg_parallel(threads, num_all, max_i64(items_per_chunk, 1), multiply_items, p);
 }
 
 void eg_product(eg_threads *threads, const eg_matrix *matrix, const eg_inputs *inputs, float *y, int64_t y_stride,

@@ -1,4 +1,4 @@
-/* bfloat16 weights and inputs.
+/* bfloat16 weights and inputs, in vectors; matrix_amx.h has them in tile registers.
  *
  *   codes  [I/2][16][2]: a line holds a pair of inputs of a panel's 16 outputs
  *   values [T/8][I/2][8][2]: the same pair of a block's tokens side by side
@@ -7,9 +7,20 @@
 #ifndef EAGLE_MATRIX_BF16_H
 #define EAGLE_MATRIX_BF16_H
 
+#if defined(__AMX_BF16__)
+#include "matrix_amx.h"
+#else
+
 #include "matrix_tile.h"
 
-INLINE void bf16_tile(const eg_tile *tile, float *results, const int tokens, const int panels) {
+#define BF16_TOKENS TILE_TOKENS /* of a block */
+
+/* Bytes between a token's pairs of inputs. */
+INLINE int64_t bf16_pair_stride(int64_t tokens) { return 4 * tokens; }
+/* Bytes between the values of a block's tokens. */
+INLINE int64_t bf16_token_stride(int64_t num_inputs) { return (void)num_inputs, 4; }
+
+INLINE void bf16(const eg_tile *tile, float *results, const int tokens, const int panels) {
   const int vectors = panels * VECTORS_PER_PANEL;
   vf sums[TILE_TOKENS][TILE_VECTORS];
   UNROLLED for (int t = 0; t < tokens; t++)
@@ -32,6 +43,7 @@ INLINE void bf16_tile(const eg_tile *tile, float *results, const int tokens, con
   store_results(results, sums, tokens, vectors);
 }
 
-KERNELS(bf16_tile)
+KERNELS(bf16)
 
+#endif
 #endif

@@ -1,10 +1,14 @@
-/* Inputs rounded to what weights are multiplied with, in blocks of TILE_TOKENS tokens: the values of a block's tokens
- * that meet the same line of weights lie side by side. Layouts: matrix_bf16.h and matrix_quantised.h. */
+/* Inputs rounded to what weights are multiplied with, in blocks of tokens. Layouts are the kernels': matrix_bf16.h,
+ * matrix_amx.h and matrix_quantised.h. */
 #ifndef EAGLE_MATRIX_INPUTS_H
 #define EAGLE_MATRIX_INPUTS_H
 
 #include "matrix.h"
+#include "matrix_bf16.h"
 #include "matrix_tile.h"
+
+/* Tokens of a block; the last may have fewer. */
+INLINE int64_t block_tokens_of(int32_t format) { return format == EG_BF16 ? BF16_TOKENS : TILE_TOKENS; }
 
 INLINE int64_t round_up_to_line(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 INLINE int64_t values_bytes_of(int32_t format, int64_t num_tokens, int32_t num_inputs) {
@@ -25,21 +29,21 @@ INLINE void scatter_lanes(char *to, int64_t stride, const void *lanes, int num_l
   for (int lane = 0; lane < num_lanes; lane++) memcpy(to + lane * stride, (const char *)lanes + 4 * lane, 4);
 }
 
-/* Sixteen inputs of one token of a block of `tokens`, or the first `count` of them. */
-INLINE void round_16_to_bf16(const float *x, int count, int64_t tokens, char *values) {
+/* Sixteen inputs of one token, or the first `count` of them, in pairs. */
+INLINE void round_16_to_bf16(const float *x, int count, int64_t pair_stride, char *values) {
   eg_bf16 rounded[16];
   for (int i = 0; i < 16; i += LANES) vf_store_bf16(rounded + i, vf_load(x + i));
-  scatter_lanes(values, 4 * tokens, rounded, count / 2);
+  scatter_lanes(values, pair_stride, rounded, count / 2);
 }
 
-/* One token of a block of `tokens`; `values` is where its first pair goes. */
-INLINE void round_to_bf16(const float *x, int64_t num_inputs, int64_t tokens, char *values) {
+/* One token; `values` is where its first pair goes. */
+INLINE void round_to_bf16(const float *x, int64_t num_inputs, int64_t pair_stride, char *values) {
   int64_t whole = num_inputs / 16 * 16;
   for (int64_t input = 0; input < whole; input += 16)
-    round_16_to_bf16(x + input, 16, tokens, values + input * 2 * tokens);
+    round_16_to_bf16(x + input, 16, pair_stride, values + input / 2 * pair_stride);
   float rest[16] = {0};
   memcpy(rest, x + whole, (size_t)(num_inputs - whole) * sizeof(float));
-  round_16_to_bf16(rest, (int)(num_inputs - whole), tokens, values + whole * 2 * tokens);
+  round_16_to_bf16(rest, (int)(num_inputs - whole), pair_stride, values + whole / 2 * pair_stride);
 }
 
 INLINE int32_t vi_largest(vi v) {
@@ -119,19 +123,24 @@ INLINE void quantise(const float *x, int32_t format, int64_t num_inputs, int64_t
   }
 }
 
+static void round_token(const rounding *r, int64_t token) {
+  int64_t num_groups = r->num_inputs / EG_GROUP, block_tokens = block_tokens_of(r->format);
+  int64_t block = token / block_tokens * block_tokens, in_block = token - block;
+  int64_t tokens = r->num_tokens - block < block_tokens ? r->num_tokens - block : block_tokens;
+  const float *x = r->x + token * r->x_stride;
+  if (r->format == EG_BF16)
+    round_to_bf16(x, r->num_inputs, bf16_pair_stride(tokens),
+                  r->values + block * r->num_inputs * 2 + in_block * bf16_token_stride(r->num_inputs));
+  else
+    quantise(x, r->format, r->num_inputs, tokens, r->values + block * r->num_inputs + 4 * in_block,
+             r->scales + block * num_groups + in_block, r->sums + 4 * (block * num_groups + in_block));
+}
+
 static void round_blocks(void *context, int64_t first, int64_t last) {
   const rounding *r = context;
-  int64_t num_groups = r->num_inputs / EG_GROUP;
-  for (int64_t token = first * TILE_TOKENS; token < last * TILE_TOKENS && token < r->num_tokens; token++) {
-    int64_t block_first = token / TILE_TOKENS * TILE_TOKENS, in_block = token - block_first;
-    int64_t tokens = r->num_tokens - block_first < TILE_TOKENS ? r->num_tokens - block_first : TILE_TOKENS;
-    const float *x = r->x + token * r->x_stride;
-    if (r->format == EG_BF16)
-      round_to_bf16(x, r->num_inputs, tokens, r->values + block_first * r->num_inputs * 2 + 4 * in_block);
-    else
-      quantise(x, r->format, r->num_inputs, tokens, r->values + block_first * r->num_inputs + 4 * in_block,
-               r->scales + block_first * num_groups + in_block, r->sums + 4 * (block_first * num_groups + in_block));
-  }
+  int64_t block_tokens = block_tokens_of(r->format);
+  for (int64_t token = first * block_tokens; token < last * block_tokens && token < r->num_tokens; token++)
+    round_token(r, token);
 }
 
 void eg_prepare(eg_threads *threads, int32_t format, const float *x, int64_t x_stride, int64_t num_tokens,
@@ -141,8 +150,9 @@ void eg_prepare(eg_threads *threads, int32_t format, const float *x, int64_t x_s
   char *sums = scales + (format == EG_BF16 ? 0 : input_scales_bytes_of(num_tokens, num_inputs));
   rounding r = {format, x_stride, num_tokens, num_inputs, x, values, (float *)scales, sums};
   const int64_t values_per_chunk = 1 << 13; /* about a microsecond */
-  int64_t blocks_per_chunk = values_per_chunk / ((int64_t)num_inputs * TILE_TOKENS + 1) + 1;
-  eg_parallel(threads, (num_tokens + TILE_TOKENS - 1) / TILE_TOKENS, blocks_per_chunk, round_blocks, &r);
+  int64_t block_tokens = block_tokens_of(format);
+  int64_t blocks_per_chunk = values_per_chunk / (num_inputs * block_tokens + 1) + 1;
+  eg_parallel(threads, (num_tokens + block_tokens - 1) / block_tokens, blocks_per_chunk, round_blocks, &r);
   *inputs = (eg_inputs){format, num_inputs, num_tokens, values, (float *)scales, sums};
 }
 

@@ -133,19 +133,19 @@ INLINE void quantised_tile(const eg_tile *tile, float *results, const int tokens
   store_results(results, sums, tokens, vectors);
 }
 
-INLINE void int8_tile(const eg_tile *tile, float *results, const int tokens, const int panels) {
+INLINE void int8(const eg_tile *tile, float *results, const int tokens, const int panels) {
   quantised_tile(tile, results, tokens, panels, CODES_INT8);
 }
-INLINE void int4_bytes_tile(const eg_tile *tile, float *results, const int tokens, const int panels) {
+INLINE void int4_bytes(const eg_tile *tile, float *results, const int tokens, const int panels) {
   quantised_tile(tile, results, tokens, panels, CODES_INT4_BYTES);
 }
-INLINE void int4_nibbles_tile(const eg_tile *tile, float *results, const int tokens, const int panels) {
+INLINE void int4_nibbles(const eg_tile *tile, float *results, const int tokens, const int panels) {
   quantised_tile(tile, results, tokens, panels, CODES_INT4_NIBBLES);
 }
 
-KERNELS(int8_tile)
-KERNELS(int4_bytes_tile)
-KERNELS(int4_nibbles_tile)
+KERNELS(int8)
+KERNELS(int4_bytes)
+KERNELS(int4_nibbles)
 
 /* One panel's nibbles as bytes. */
 static void unpack_nibbles(const char *nibbles, int64_t num_groups, char *bytes) {

@@ -27,6 +27,7 @@ typedef struct eg_tile {
   int64_t codes_stride;  /* bytes between panels */
   int64_t scales_stride; /* bytes between panels */
   int64_t num_inputs;
+  int64_t num_tokens;
   /* The block's inputs, as eg_prepare left them. */
   const void *values;
   const float *input_scales;
@@ -55,28 +56,30 @@ INLINE void store_results(float *results, vf sums[TILE_TOKENS][TILE_VECTORS], in
     UNROLLED for (int v = 0; v < vectors; v++) vf_store(results + t * TILE_STRIDE + v * LANES, sums[t][v]);
 }
 
-/* KERNELS(name) makes name_kernels[tokens - 1][panels == 1 ? 0 : 1] of an inline function (tile, results, tokens,
- * panels). Panels are one or TILE_PANELS. */
+/* Of an inline function name(tile, results, tokens, panels) KERNELS(name) makes name_kernel(tokens, panels), which
+ * returns the kernel of that shape. Panels are one or TILE_PANELS. */
 #define KERNEL(name, tokens, panels) \
   static void name##_##tokens##x##panels(const eg_tile *tile, float *results) { name(tile, results, tokens, panels); }
+#define KERNEL_CHOICE(name, ...) \
+  static eg_tile_kernel name##_kernel(int64_t tokens, int panels) { \
+    static const eg_tile_kernel kernels[TILE_TOKENS][2] = {__VA_ARGS__}; \
+    return kernels[tokens - 1][panels > 1]; \
+  }
 #if LANES == 16
 #define KERNELS(name) \
   KERNEL(name, 1, 1) KERNEL(name, 2, 1) KERNEL(name, 3, 1) KERNEL(name, 4, 1) \
   KERNEL(name, 5, 1) KERNEL(name, 6, 1) KERNEL(name, 7, 1) KERNEL(name, 8, 1) \
   KERNEL(name, 1, 3) KERNEL(name, 2, 3) KERNEL(name, 3, 3) KERNEL(name, 4, 3) \
   KERNEL(name, 5, 3) KERNEL(name, 6, 3) KERNEL(name, 7, 3) KERNEL(name, 8, 3) \
-  static const eg_tile_kernel name##_kernels[TILE_TOKENS][2] = { \
+  KERNEL_CHOICE(name, \
       {name##_1x1, name##_1x3}, {name##_2x1, name##_2x3}, {name##_3x1, name##_3x3}, {name##_4x1, name##_4x3}, \
-      {name##_5x1, name##_5x3}, {name##_6x1, name##_6x3}, {name##_7x1, name##_7x3}, {name##_8x1, name##_8x3}};
+      {name##_5x1, name##_5x3}, {name##_6x1, name##_6x3}, {name##_7x1, name##_7x3}, {name##_8x1, name##_8x3})
 #elif LANES == 8
 #define KERNELS(name) \
   KERNEL(name, 1, 1) KERNEL(name, 2, 1) KERNEL(name, 3, 1) KERNEL(name, 4, 1) \
-  static const eg_tile_kernel name##_kernels[TILE_TOKENS][2] = { \
-      {name##_1x1, name##_1x1}, {name##_2x1, name##_2x1}, {name##_3x1, name##_3x1}, {name##_4x1, name##_4x1}};
+  KERNEL_CHOICE(name, {name##_1x1}, {name##_2x1}, {name##_3x1}, {name##_4x1})
 #else
-#define KERNELS(name) \
-  KERNEL(name, 1, 1) KERNEL(name, 2, 1) \
-  static const eg_tile_kernel name##_kernels[TILE_TOKENS][2] = {{name##_1x1, name##_1x1}, {name##_2x1, name##_2x1}};
+#define KERNELS(name) KERNEL(name, 1, 1) KERNEL(name, 2, 1) KERNEL_CHOICE(name, {name##_1x1}, {name##_2x1})
 #endif
 
 #endif

@@ -5,6 +5,7 @@ T tokens, I inputs, R outputs, F columns of a gated product.
 
 import ctypes
 from ctypes import byref
+from functools import cache
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 from parallel.cpu.arena import Arena
 from parallel.cpu.library import KernelLibrary
 from parallel.cpu.matrix import CpuEmbedding, CpuMatmul
+from parallel.cpu.threads import ThreadPool
 from parallel.formats.quantised import GROUP_SIZE, QuantFormat, QuantisedMatrix
-from tests.support.kernel_libraries import LEVELS, kernel_library, thread_pool
+from tests.support import emulated_amx
+from tests.support.kernel_libraries import LEVELS, kernel_library
 
 FORMATS = ("bf16", "int8", "int4")
 SHAPES = ((1, 32), (15, 32), (16, 64), (50, 96), (97, 160))
@@ -23,9 +26,16 @@ STORE, ADD = 0, 1
 Weight = Tensor | QuantisedMatrix
 
 
-@pytest.fixture(params=LEVELS)
+@pytest.fixture(params=[*LEVELS, emulated_amx.NAME])
 def library(request: pytest.FixtureRequest) -> KernelLibrary:
+    if request.param == emulated_amx.NAME:
+        return emulated_amx.emulated_amx_library()
     return kernel_library(request.param)
+
+
+@cache
+def thread_pool(library: KernelLibrary, num_threads: int) -> ThreadPool:
+    return ThreadPool(library, num_threads)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -59,7 +69,7 @@ def exact_inputs(num_tokens: int, num_inputs: int) -> Tensor:
 
 
 def packed(library: KernelLibrary, weight: Weight, bias_R: Tensor | None = None, num_threads: int = 1) -> CpuMatmul:
-    return CpuMatmul(library, thread_pool(num_threads, library.level), Arena(1 << 20), weight, bias_R)
+    return CpuMatmul(library, thread_pool(library, num_threads), Arena(1 << 20), weight, bias_R)
 
 
 class Kernels:
@@ -200,7 +210,7 @@ def test_product_is_added_to_what_is_there_and_touches_nothing_else(library: Ker
 def test_gated_product_is_the_product_and_then_the_activation(library: KernelLibrary, kind: str, num_columns: int):
     matmul = packed(library, random_weight(kind, 2 * num_columns, 64), random(2 * num_columns, seed=1))
     for num_tokens, num_threads in ((0, 1), (1, 1), (9, 1), (20, 3)):
-        pool, x_TI = thread_pool(num_threads, library.level).pointer, random(num_tokens, 64)
+        pool, x_TI = thread_pool(library, num_threads).pointer, random(num_tokens, 64)
         gate_up_TF, expected_TF = matmul(x_TI), torch.empty(num_tokens, num_columns)
         library.calls.eg_silu_mul(None, gate_up_TF.data_ptr(), num_tokens, num_columns, expected_TF.data_ptr())
         y_TF = torch.full((num_tokens + 1, num_columns + 3), 7.0)
