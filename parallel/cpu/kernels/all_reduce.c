@@ -48,7 +48,7 @@ typedef struct {
 struct eg_group {
   int32_t rank;
   int32_t world_size;
-  int32_t missing;       /* the rank that a failed call waited for */
+  int32_t missing;       /* the rank for want of which a call failed */
   uint32_t num_arrivals; /* this rank's own */
   uint32_t num_waits;
   int32_t num_spins;     /* how long to spin next time */
@@ -186,7 +186,7 @@ static int spin_for(eg_group *group, int32_t peer) {
   int32_t spin = 0, limit = ++group->num_waits % FULL_SPIN_INTERVAL ? group->num_spins : MAX_SPINS;
   while (!has_arrived(group, peer) && spin++ < limit) spin_pause();
   if (spin > limit)
-    group->num_spins = limit / 2 > MIN_SPINS ? limit / 2 : MIN_SPINS;
+    group->num_spins = group->num_spins / 2 > MIN_SPINS ? group->num_spins / 2 : MIN_SPINS;
   else if (spin > 0)
     group->num_spins = limit * 2 < MAX_SPINS ? limit * 2 : MAX_SPINS;
   return spin <= limit;
