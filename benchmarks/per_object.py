@@ -1,12 +1,15 @@
 """The leader's step the plain way: a request is an object with lists, a token is a struct, a block table is rebuilt.
 
 What one writes first, and what `benchmarks.host_path` compares the engine with. It keeps the engine's promises for
-steady decode (block tables, prefix hashes, ends by length or stop token, one frame for the gateway) and no others.
+steady decode (block tables, prefix hashes, ends by length or stop token, one frame a step for the gateway) and no
+others: its pipes are not authenticated, nobody may come, leave or die.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from hashlib import blake2b
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import msgspec
@@ -62,19 +65,42 @@ class Cost(NamedTuple):
     commit_s: float
 
 
+def play_plain_rank(leader: Connection, num_rows: int, step_s: float) -> None:
+    """Answer every plan after `step_s`, until the pipe breaks."""
+    answer = msgspec.msgpack.encode([RowAnswer(row, 5) for row in range(num_rows)])
+    with contextlib.suppress(EOFError):
+        while leader.recv_bytes():
+            time.sleep(step_s)
+            leader.send_bytes(answer)
+
+
+def play_plain_gateway(leader: Connection) -> None:
+    """Decode every frame, until the pipe breaks."""
+    with contextlib.suppress(EOFError):
+        while frame := leader.recv_bytes():
+            msgspec.msgpack.decode(frame, type=list[Told])
+
+
 class PerObjectLeader:
-    """Steps over requests that never end."""
+    """Steps over requests that never end, between a rank and a gateway at the ends of pipes."""
 
     def __init__(
-        self, prompt_lengths: list[int], block_size: int, timer: Callable[[], float] = time.thread_time
+        self,
+        prompt_lengths: list[int],
+        block_size: int,
+        rank: Connection,
+        gateway: Connection,
+        timer: Callable[[], float] = time.thread_time,
     ) -> None:
         self._block_size = block_size
+        self._rank = rank
+        self._gateway = gateway
         self._timer = timer
         self._requests = [PlainRequest(row, length, block_size) for row, length in enumerate(prompt_lengths)]
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(list[RowAnswer])
-        self._answer = self._encoder.encode([RowAnswer(request.row, 5) for request in self._requests])
         self._cached: dict[bytes, int] = {}
+        self._told: list[Told] = []
         self._next_block = 0
 
     def step(self) -> Cost:
@@ -82,19 +108,18 @@ class PerObjectLeader:
         times = [self._timer()]
         tasks = [self._plan(request) for request in self._requests]
         times.append(self._timer())
-        self._encoder.encode(tasks)
+        self._rank.send_bytes(self._encoder.encode(tasks))
         times.append(self._timer())
-        answers = self._decoder.decode(self._answer)
-        times.append(self._timer())
-        told = [self._commit(request, answer) for request, answer in zip(self._requests, answers, strict=True)]
+        self._gateway.send_bytes(self._encoder.encode(self._told))
         times.append(self._timer())
         for request in self._requests:
             self._publish(request)
         times.append(self._timer())
-        self._encoder.encode(told)
+        answers = self._decoder.decode(self._rank.recv_bytes())
         times.append(self._timer())
-        plan, submit, receive, commit, publish, tell = np.diff(times).tolist()
-        return Cost(plan, submit, tell, publish, receive, commit)
+        self._told = [self._commit(request, answer) for request, answer in zip(self._requests, answers, strict=True)]
+        times.append(self._timer())
+        return Cost(*np.diff(times).tolist())
 
     def _plan(self, request: PlainRequest) -> RowTask:
         if len(request.token_ids) > len(request.block_ids) * self._block_size:

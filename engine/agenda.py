@@ -6,6 +6,7 @@ to ask every row. Steps are counted in ticks.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 from engine.live_request import RowStay
 
@@ -32,12 +33,16 @@ class Agenda:
 
     def growing(self, tick: int) -> list[RowStay]:
         """Return the stays that need a block to be scheduled; ask once."""
-        return [stay for stay in self._growing.pop(tick, ()) if not stay.is_over]
+        return _still_there(self._growing.pop(tick, ()))
 
     def ending(self, tick: int) -> list[RowStay]:
-        """Return the stays that get their last token; ask once."""
-        return [stay for stay in self._ending.pop(tick, ()) if not stay.is_over]
+        """Return the stays that get their last token; ask once, after those that grow were noted anew."""
+        return _still_there(self._ending.pop(tick, ()))
 
     def filling(self, tick: int) -> list[RowStay]:
-        """Return the stays that have filled a block when the step is committed; ask once."""
-        return [stay for stay in self._filling.pop(tick, ()) if not stay.is_over]
+        """Return the stays that have filled a block; ask once, when the step is committed."""
+        return _still_there(self._filling.pop(tick, ()))
+
+
+def _still_there(stays: Iterable[RowStay]) -> list[RowStay]:
+    return [stay for stay in stays if not stay.is_over]

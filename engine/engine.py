@@ -182,10 +182,11 @@ class Engine:
     def _take_orders(self) -> None:
         """Take in what other threads asked for and what the clock says."""
         started = self._timer()
-        for live in self._intake.take_new():
-            self._scheduler.add(live)
-        for live in self._intake.take_cancelled():
-            self._scheduler.cancel(live)
+        if self._intake.has_orders:
+            for live in self._intake.take_new():
+                self._scheduler.add(live)
+            for live in self._intake.take_cancelled():
+                self._scheduler.cancel(live)
         self._scheduler.expire(self._clock.now_s())
         self.stats.intake_s += self._timer() - started
 
@@ -206,7 +207,8 @@ class Engine:
         if self._outbox.is_empty:
             return False
         started = self._timer()
-        self._intake.forget(self._outbox.take_ended())
+        if ended := self._outbox.take_ended():
+            self._intake.forget(ended)
         for sink in self._outbox.deliver():
             self._abandon(sink)
         self.stats.tell_s += self._timer() - started

@@ -27,7 +27,7 @@ class LiveTotals(NamedTuple):
 
 
 class Intake:
-    """Knows every live request. `take_*`, `forget` and `sleep` are for the engine thread, the rest for any thread."""
+    """Knows every live request. What takes, forgets and sleeps is for the engine thread, the rest for any thread."""
 
     def __init__(
         self, admission: Admission, max_live: int, block_size: int, hashes_prompts: bool, clock: Clock
@@ -109,6 +109,11 @@ class Intake:
         is_awake = self._wakeup.wait(timeout_s)
         self._wakeup.clear()
         return is_awake
+
+    @property
+    def has_orders(self) -> bool:
+        """Whether `take_new` or `take_cancelled` would return anything."""
+        return bool(self._new or self._cancelled)
 
     def take_new(self) -> list[LiveRequest]:
         """Return requests accepted since the last call. Call before `take_cancelled`, which may name them."""

@@ -9,7 +9,7 @@ go to the `TokenLog` for all rows at once, and the `Agenda` knows the few reques
 """
 
 from bisect import insort
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -272,40 +272,34 @@ class Scheduler:
     # Results
 
     def _commit_decodes(self, step: ScheduledStep, token_ids: NDArray[np.int32], remarks: dict[int, RowToken]) -> None:
-        """Log a token for every decode; tell of those to which nothing else happens in one go, of the others singly."""
+        """Log a token for every decode, and tell of them all in one go, unless more happens to some."""
         batch, tokens = step.decodes, token_ids.tolist()
         self._log.write(batch.rows, token_ids)
-        void = self._find_void(step)
-        special = self._find_special(step, tokens, remarks).difference(void)
-        num_plain = len(tokens) - len(void) - len(special)
-        self.num_computed_tokens += len(tokens) - len(void)
-        self.counters.num_generated_tokens += num_plain
-        if num_plain == len(tokens):
+        suspects = self._stop_tokens.suspects(tokens)
+        if suspects or step.ending or remarks or step.num_departures != self._writer.num_departures:
+            self._commit_singly(step, tokens, suspects, remarks)
+        else:
+            self.num_computed_tokens += len(tokens)
+            self.counters.num_generated_tokens += len(tokens)
             self._outbox.put_tokens(batch.addressees, tokens)
-            return
+
+    def _commit_singly(
+        self, step: ScheduledStep, tokens: list[int], suspects: Sequence[int], remarks: dict[int, RowToken]
+    ) -> None:
+        """Drop void tokens, look at those to which more may happen one by one, tell of the others in one go."""
+        stays = step.decodes.stays
+        void = {place for place, stay in enumerate(stays) if stay.is_over}
+        special = {*suspects, *map(stays.index, step.ending)}
+        special.update(place for place, stay in enumerate(stays) if stay.row in remarks)
+        special -= void
         plain = [place for place in range(len(tokens)) if place not in special and place not in void]
-        addressees = addressees_of([batch.stays[place] for place in plain])
-        self._outbox.put_tokens(addressees, [tokens[place] for place in plain])
+        self.num_computed_tokens += len(tokens) - len(void)
+        self.counters.num_generated_tokens += len(plain)
+        self._outbox.put_tokens(addressees_of([stays[place] for place in plain]), [tokens[place] for place in plain])
         for place in sorted(special):
-            stay = batch.stays[place]
+            stay = stays[place]
             stay.take_over_tokens()
             self._take_token(stay, remarks.get(stay.row) or RowToken(stay.row, tokens[place]))
-
-    def _find_void(self, step: ScheduledStep) -> set[int]:
-        """Return the places in the batch of stays that have ended while the step was under way."""
-        if step.num_departures == self._writer.num_departures:
-            return set()
-        return {place for place, stay in enumerate(step.decodes.stays) if stay.is_over}
-
-    def _find_special(self, step: ScheduledStep, token_ids: Sequence[int], remarks: Container[int]) -> set[int]:
-        """Return the places in the batch whose token may be more than one more token of an answer that goes on."""
-        stays = step.decodes.stays
-        special = set(self._stop_tokens.suspects(token_ids))
-        if step.ending:
-            special.update(map(stays.index, step.ending))
-        if remarks:
-            special.update(place for place, stay in enumerate(stays) if stay.row in remarks)
-        return special
 
     def _commit_prefills(self, step: ScheduledStep, token_ids: list[int], remarks: dict[int, RowToken]) -> None:
         """Count computed tokens; tell of the tokens that ended a prefill."""

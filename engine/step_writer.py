@@ -1,7 +1,7 @@
 """Writes scheduling decisions down as the delta plans that ranks obey."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.decode_batch import DecodeBatch
 from engine.live_request import RowStay
@@ -13,8 +13,7 @@ ScheduledPrefill = tuple[RowStay, int, bool]
 NOBODY = DecodeBatch(())
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledStep:
+class ScheduledStep(NamedTuple):
     """A plan, and whom it is for."""
 
     plan: StepPlan

@@ -195,9 +195,8 @@ class SocketRankPool:
         if not arrivals:
             self._failure = RankDied("the ranks were closed") if self._is_closing.is_set() else late()
             raise self._failure
-        failures = [arrival for arrival in arrivals if is_failure(arrival)]
-        if failures:
-            self._fail(failures)
+        if any(map(is_failure, arrivals)):
+            self._fail([arrival for arrival in arrivals if is_failure(arrival)])
         return arrivals
 
     def _fail(self, failures: list[Arrival]) -> NoReturn:

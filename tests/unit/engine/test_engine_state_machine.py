@@ -37,6 +37,15 @@ REQUESTS = st.tuples(
 """Which prefix, how much of it, what follows, how many tokens were emitted before, max_tokens, the rest."""
 
 
+def undisturbed(request):
+    """The visible output of the request alone, from where it was resumed."""
+    num_left = request.num_prompt_tokens + request.sampling.max_tokens - len(request.token_ids)
+    tokens = expected_tokens(request.token_ids, num_left, VOCAB_SIZE)
+    if EOS in tokens and not request.sampling.ignore_eos:
+        tokens = tokens[: tokens.index(EOS)]
+    return tokens
+
+
 class EngineMachine(RuleBasedStateMachine):
     @initialize(
         num_blocks=st.integers(8, 10),
@@ -58,6 +67,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine = make_engine(self.ranks, num_blocks, config, spec, self.clock)
         self.sink = Collector()
         self.requests = {}
+        self.undisturbed = {}
         self.cancelled = set()
 
     @rule(requests=st.lists(REQUESTS, min_size=1, max_size=6))
@@ -84,6 +94,7 @@ class EngineMachine(RuleBasedStateMachine):
         name = f"r{len(self.requests)}"
         request = make_request(name, prompt + emitted, max_tokens, num_prompt_tokens=len(prompt), **options)
         self.requests[name] = request
+        self.undisturbed[name] = undisturbed(request)
         self.engine.submit(request, self.sink)
 
     @precondition(lambda self: self.requests)
@@ -124,7 +135,7 @@ class EngineMachine(RuleBasedStateMachine):
     def every_token_is_the_one_an_undisturbed_run_gives(self):
         for name, request in getattr(self, "requests", {}).items():
             tokens, ended = self.sink.tokens(name), self.sink.ended.get(name)
-            wanted = self.undisturbed(request)
+            wanted = self.undisturbed[name]
             assert tokens == wanted[: len(tokens)]
             if ended is None or ended.finish_reason == "cancelled":
                 assert ended is None or name in self.cancelled
@@ -134,14 +145,6 @@ class EngineMachine(RuleBasedStateMachine):
             else:
                 assert tokens == wanted
                 assert ended.finish_reason == ("length" if ended.stop_token_id is None else "stop")
-
-    def undisturbed(self, request):
-        """The visible output of the request alone, from where it was resumed."""
-        num_left = request.num_prompt_tokens + request.sampling.max_tokens - len(request.token_ids)
-        tokens = expected_tokens(request.token_ids, num_left, VOCAB_SIZE)
-        if EOS in tokens and not request.sampling.ignore_eos:
-            tokens = tokens[: tokens.index(EOS)]
-        return tokens
 
     def check_blocks(self):
         pool, running = self.engine._pool, self.engine._scheduler.running
