@@ -173,9 +173,9 @@ static void multiply_items(void *context, int64_t first, int64_t last) {
 /* ---- products ---- */
 
 /* Strips alone are shared out, unless they are too few for the threads and there are many tokens. */
-static int64_t num_parts_of(const product *p, int64_t num_items) {
+static int64_t num_parts_of(const product *p, int64_t wanted_items) {
   const int64_t min_blocks = 4;
-  return min_i64(divide_up_i64(num_items, p->num_strips), max_i64(p->num_blocks / min_blocks, 1));
+  return min_i64(divide_up_i64(wanted_items, p->num_strips), max_i64(p->num_blocks / min_blocks, 1));
 }
 
 /* So many that taking a chunk costs little beside it. */
@@ -190,14 +190,14 @@ static int64_t items_per_chunk_of(const product *p) {
 static void run_product(eg_threads *threads, product *p) {
   const int64_t items_per_thread = 4;
   if (p->inputs->num_tokens == 0 || p->num_panels == 0) return;
-  int64_t num_items = eg_num_threads(threads) * items_per_thread;
+  int64_t wanted_items = eg_num_threads(threads) * items_per_thread;
   p->block_tokens = block_tokens_of(p->matrix->format);
   p->num_blocks = divide_up_i64(p->inputs->num_tokens, p->block_tokens);
   p->num_strips = divide_up_i64(p->num_panels, TILE_PANELS);
-  p->blocks_per_part = divide_up_i64(p->num_blocks, num_parts_of(p, num_items));
-  int64_t num_all = p->num_strips * divide_up_i64(p->num_blocks, p->blocks_per_part);
-  int64_t items_per_chunk = min_i64(num_all / num_items, items_per_chunk_of(p));
-  eg_parallel(threads, num_all, max_i64(items_per_chunk, 1), multiply_items, p);
+  p->blocks_per_part = divide_up_i64(p->num_blocks, num_parts_of(p, wanted_items));
+  int64_t num_items = p->num_strips * divide_up_i64(p->num_blocks, p->blocks_per_part);
+  int64_t items_per_chunk = min_i64(num_items / wanted_items, items_per_chunk_of(p));
+  eg_parallel(threads, num_items, max_i64(items_per_chunk, 1), multiply_items, p);
 }
 
 void eg_product(eg_threads *threads, const eg_matrix *matrix, const eg_inputs *inputs, float *y, int64_t y_stride,
