@@ -101,7 +101,7 @@ INLINE void score(const int rows, const tile_queries *q, const int32_t *queries,
 
 /* ---- weights ---- */
 
-/* weights[key] = 2^(score - peak) in bfloat16 for the first `num_keys`, which the query may see, and 0 for the others. */
+/* weights[key] = 2^(score - peak) in bfloat16 for the `num_keys` that the query may see, 0 for the others. */
 INLINE void weigh(vf *scores, int32_t num_keys, const kv_tile *tile, const tile_queries *q, float *state,
                   eg_bf16 *weights) {
   if (tile->key_scales[0])
@@ -172,7 +172,8 @@ INLINE void attend_block(const int rows, const tile_queries *q, int64_t first, c
   int32_t most_keys = 0;
   score(rows, q, q->queries + first * (q->head_dim / 2), tile, scores);
   for (int row = 0; row < rows; row++) {
-    int32_t keys_left = q->ends[first + row] - q->first_key, num_keys = keys_left < KV_TILE_KEYS ? keys_left : KV_TILE_KEYS;
+    int32_t num_keys = q->ends[first + row] - q->first_key;
+    if (num_keys > KV_TILE_KEYS) num_keys = KV_TILE_KEYS;
     if (num_keys > most_keys) most_keys = num_keys;
     weigh(scores[row], num_keys, tile, q, states + row * stride, (eg_bf16 *)weights[row]);
   }
