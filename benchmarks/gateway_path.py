@@ -6,7 +6,8 @@
 The gateway is the real application under uvicorn, a process of its own whose processor time is read while tokens flow.
 Another process plays the replica group, with a token for every stream at each step, and this one the clients, each on a
 connection of its own. Beside it stands what one cannot do without: the same bytes, made beforehand, written to the same
-connections by the same event loop. What Ray Serve adds is in `benchmarks.token_path`.
+connections by the same event loop. Detokenising and writing the event down is also measured alone
+(`benchmarks.token_text`). What Ray Serve adds is in `benchmarks.token_path`.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import uvicorn
 import uvloop
 
 from benchmarks.report import shown, write_report
+from benchmarks.token_text import measure_text
 from cluster.status import ChannelAddress, GroupStatus
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.gateway import Gateway
@@ -295,9 +297,12 @@ def main() -> None:
         )
         if not options.json:
             sys.stdout.write(", ".join(f"{name} {value}" for name, value in rows[-1].items()) + "\n")
-    report = {"tokens": options.tokens, "step_ms": options.step_ms, "rounds": options.rounds, "loads": rows}
+    load = {"tokens": options.tokens, "step_ms": options.step_ms, "rounds": options.rounds}
+    report = {**load, "loads": rows, "id_to_event": measure_text(MODEL)}
     if options.json:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    else:
+        sys.stdout.write(f"from id to event: {report['id_to_event']}\n")
     if options.save:
         sys.stdout.write(f"wrote {shown(write_report('gateway-path', started_at, report))}\n")
 
