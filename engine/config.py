@@ -85,9 +85,10 @@ class SchedulerConfig(Config):
     """Most prompt tokens of one request in a step, so that decodes are not held up."""
     max_waiting: PositiveInt = 1024
     """Requests accepted beyond `max_running`; more are refused with QueueFull."""
-    max_steps_under_way: Literal[1, 2] = 1
+    max_steps_under_way: Literal["auto", 1, 2] = "auto"
     """2 plans a step while the ranks compute the one before, so that they never wait for the leader; in return a new
-    request waits for one step more, and a request that ends on a stop token has computed one token more."""
+    request waits for one step more, and a request that ends on a stop token has computed one token more. `auto`: 2 on
+    GPUs, whose next step is launched meanwhile; 1 on CPUs."""
 
     @model_validator(mode="after")
     def _every_decode_fits_a_step(self) -> Self:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -14,7 +15,7 @@ from core.errors import Draining, EaglerayError, NotReady, ReplicaFailed
 from core.progress import Progress
 from engine.admission import Admission
 from engine.block_pool import BlockListener, BlockPool
-from engine.config import EngineConfig
+from engine.config import EngineConfig, SchedulerConfig
 from engine.intake import RETRY_AFTER_S, Intake
 from engine.memory import MemoryPlan
 from engine.outbox import Outbox
@@ -66,7 +67,8 @@ class Engine:
         self._ranks = ranks
         self._clock = clock or MonotonicClock()
         self._timer = timer
-        self._max_steps_under_way = config.scheduler.max_steps_under_way
+        depth = config.scheduler.max_steps_under_way
+        self._max_steps_under_way = 1 if depth == "auto" else depth
         cache, limits = config.cache, config.scheduler
         self._pool = BlockPool(num_blocks, block_listener)
         prefix_cache = PrefixCache(self._pool, cache.block_size, cache.prefix_caching)
@@ -283,7 +285,17 @@ def start_engine(config: EngineConfig, ranks: RankPool, on_progress: Callable[[P
         on_progress,
     )
     model = config.model.model_copy(update={"max_model_len": memory.max_model_len})
+    depth = steps_under_way(config.scheduler, [rank.device for rank in memory.ranks])
+    scheduler = config.scheduler.model_copy(update={"max_steps_under_way": depth})
     ops = loaded[0].ops
     for choice in ops:
         logger.info("operation has a tier", extra=msgspec.structs.asdict(choice))
-    return Engine(config.model_copy(update={"model": model}), spec, ranks, memory.num_blocks, ops=ops)
+    settled = config.model_copy(update={"model": model, "scheduler": scheduler})
+    return Engine(settled, spec, ranks, memory.num_blocks, ops=ops)
+
+
+def steps_under_way(scheduler: SchedulerConfig, devices: Sequence[str]) -> Literal[1, 2]:
+    """Return how many steps may be under way on ranks of these devices: as configured, or what `auto` means there."""
+    if scheduler.max_steps_under_way != "auto":
+        return scheduler.max_steps_under_way
+    return 1 if "cpu" in devices else 2

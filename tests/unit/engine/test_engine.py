@@ -5,6 +5,8 @@ import threading
 import pytest
 
 from core.errors import ContextTooLong, Draining, InvalidRequest, NotReady, QueueFull, RankDied
+from engine.config import SchedulerConfig
+from engine.engine import steps_under_way
 from parallel.plan import SampledTokens, StepResult
 from tests.support.engines import Collector, make_config, make_engine, make_request, run_until_idle, tiny_spec
 from tests.support.fake_clock import FakeClock
@@ -409,3 +411,11 @@ def test_many_threads_submit_and_cancel_and_every_request_ends_once():
     engine.close(RankDied("over"))
     loop.join(30)
     assert [len(sink.ended) for sink in sinks] == [50] * 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices", "depth"),
+    [("auto", ["cpu"], 1), ("auto", ["cuda", "cuda"], 2), (1, ["cuda"], 1), (2, ["cpu"], 2), ("auto", ["cuda", "cpu"], 1)],
+)
+def test_one_step_ahead_is_the_default_where_the_next_step_can_be_launched_meanwhile(asked, devices, depth):
+    assert steps_under_way(SchedulerConfig(max_steps_under_way=asked), devices) == depth
