@@ -61,6 +61,11 @@ class LiveRequest:
         """Whether its terminal event was made."""
 
     @property
+    def request_id(self) -> str:
+        """The request's name."""
+        return self.request.request_id
+
+    @property
     def num_tokens(self) -> int:
         """Prompt and committed output tokens; they survive preemption."""
         num_logged = 0 if self.stay is None else self.stay.num_logged_tokens

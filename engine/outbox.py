@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Sequence
 
+from core.errors import ErrorInfo
 from engine.decode_batch import Addressee
 from engine.live_request import LiveRequest
-from engine.request import EventSink, StepEvents, TokenEvent
+from engine.request import EventSink, FinishReason, StepEvents, TokenEvent
+from parallel.plan import RowToken
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +30,22 @@ class Outbox:
         for addressee in addressees:
             self._pending[addressee.sink] = StepEvents(addressee.request_ids, addressee.take(token_ids), [])
 
-    def put(self, live: LiveRequest, event: TokenEvent) -> None:
-        """Add an event of a request."""
-        events = self._pending.get(live.sink)
-        if events is None:
-            events = self._pending[live.sink] = StepEvents([], [], [])
-        events.events.append(event)
-        if live.is_ended:
-            self._ended.append(live)
+    def put_token(self, live: LiveRequest, token: RowToken, finish_reason: FinishReason | None) -> None:
+        """Add a token that deserves an event: a request's first or last, or one with logprobs."""
+        logprobs = None if token.logprobs is None else [token.logprobs]
+        num_cached = live.take_num_cached_tokens()
+        self._put(live, TokenEvent(live.request_id, [token.token_id], finish_reason, None, logprobs, num_cached))
+
+    def put_end(
+        self,
+        live: LiveRequest,
+        finish_reason: FinishReason | None = None,
+        error: ErrorInfo | None = None,
+        stop_token_id: int | None = None,
+    ) -> None:
+        """Add a terminal event without a token."""
+        num_cached = live.take_num_cached_tokens()
+        self._put(live, TokenEvent(live.request_id, [], finish_reason, error, None, num_cached, stop_token_id))
 
     def take_ended(self) -> list[LiveRequest]:
         """Return the requests whose terminal event was put since the last call."""
@@ -57,3 +67,11 @@ class Outbox:
     def discard(self, sink: EventSink) -> None:
         """Throw away what one consumer would get."""
         self._pending.pop(sink, None)
+
+    def _put(self, live: LiveRequest, event: TokenEvent) -> None:
+        events = self._pending.get(live.sink)
+        if events is None:
+            events = self._pending[live.sink] = StepEvents([], [], [])
+        events.events.append(event)
+        if live.is_ended:
+            self._ended.append(live)

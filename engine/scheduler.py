@@ -19,16 +19,16 @@ from core.errors import DeadlineExceeded, EaglerayError, ErrorInfo, ReplicaFaile
 from engine.agenda import Agenda
 from engine.block_pool import BlockPool
 from engine.config import SchedulerConfig
-from engine.decode_batch import DecodeBatch, addressees_of
+from engine.decode_batch import DecodingStays, addressees_of
 from engine.live_request import LiveRequest, RowStay
 from engine.outbox import Outbox
 from engine.prefix_cache import PrefixCache
-from engine.request import FinishReason, TokenEvent
-from engine.step_writer import NOBODY, ScheduledStep, StepWriter
+from engine.request import FinishReason
+from engine.step_writer import ScheduledStep, StepWriter
 from engine.stop_tokens import StopTokens
 from engine.token_log import TokenLog
 from engine.waiting_queue import RequestQueue
-from parallel.plan import RowToken, StepPlan, StepResult, TokenLogprobs, unpack_integers
+from parallel.plan import RowToken, StepPlan, StepResult, unpack_integers
 
 _LOG_SLACK = 4
 """Decode steps that the token log holds beyond a block's: those between a block's end and its being taken over."""
@@ -69,10 +69,7 @@ class Scheduler:
         """Of all running requests."""
         self._prefilling: list[RowStay] = []
         """Those of them that are not wholly scheduled yet, in order."""
-        self._decoding: list[RowStay] = []
-        """Those of them that have a part in the next decode step."""
-        self._batch: DecodeBatch | None = NOBODY
-        """The same, or None since the list has changed."""
+        self._decoding = DecodingStays()
         self._config = config
         self._pool = pool
         self._prefix_cache = prefix_cache
@@ -156,11 +153,9 @@ class Scheduler:
         if growing:
             self._grow(growing)
         ending = self._agenda.ending(tick)
-        if self._batch is None:
-            self._batch = DecodeBatch(self._decoding)
-        self._writer.decode(self._batch, ending)
+        self._writer.decode(self._decoding.batch(), ending)
         for stay in ending:
-            self._stop_decoding(stay)
+            self._decoding.discard(stay)
 
     def _grow(self, growing: Sequence[RowStay]) -> None:
         """Give each stay a block, or preempt the last in order until there is one for each that is left."""
@@ -233,13 +228,7 @@ class Scheduler:
         if num_tokens + 1 < stay.live.max_length:
             stay.position_of_tick_0 = num_tokens - (self._tick + 2)
             self._agenda.note(stay)
-            self._decoding.append(stay)
-            self._batch = None
-
-    def _stop_decoding(self, stay: RowStay) -> None:
-        if stay in self._decoding:
-            self._decoding.remove(stay)
-            self._batch = None
+            self._decoding.add(stay)
 
     def _preempt(self, stay: RowStay) -> None:
         """Take a request off its row; its tokens are kept, and its full blocks stay cached while nobody needs them."""
@@ -255,7 +244,7 @@ class Scheduler:
         self.num_computed_tokens -= stay.num_computed_tokens
         self._stop_tokens.remove(stay.live.stop_ids)
         self._writer.give_back_row(stay.row)
-        self._stop_decoding(stay)
+        self._decoding.discard(stay)
         if stay in self._prefilling:
             self._prefilling.remove(stay)
         self.running.remove(stay)
@@ -329,19 +318,18 @@ class Scheduler:
             is_last = live.num_tokens >= live.max_length
             if is_last:
                 self._leave(live)
-            self._tell(live, [token.token_id], "length" if is_last else None, logprobs=token.logprobs)
+            self._outbox.put_token(live, token, "length" if is_last else None)
 
     def _end(
         self,
         live: LiveRequest,
-        *,
         finish_reason: FinishReason | None = None,
         error: ErrorInfo | None = None,
         stop_token_id: int | None = None,
     ) -> None:
         """End a request with a terminal event that has no token."""
         self._leave(live)
-        self._tell(live, [], finish_reason, error=error, stop_token_id=stop_token_id)
+        self._outbox.put_end(live, finish_reason, error, stop_token_id)
 
     def _leave(self, live: LiveRequest) -> None:
         """Take an ending request off its row or out of the queue."""
@@ -349,27 +337,6 @@ class Scheduler:
         if live.stay is not None:
             self._publish(live.stay)
             self._leave_row(live.stay)
-
-    def _tell(
-        self,
-        live: LiveRequest,
-        token_ids: list[int],
-        finish_reason: FinishReason | None,
-        *,
-        error: ErrorInfo | None = None,
-        logprobs: TokenLogprobs | None = None,
-        stop_token_id: int | None = None,
-    ) -> None:
-        event = TokenEvent(
-            live.request.request_id,
-            token_ids,
-            finish_reason,
-            error,
-            None if logprobs is None else [logprobs],
-            live.take_num_cached_tokens(),
-            stop_token_id,
-        )
-        self._outbox.put(live, event)
 
 
 def _order(stay: RowStay) -> tuple[int, int]:

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from engine.decode_batch import DecodeBatch
+from engine.decode_batch import NOBODY, DecodeBatch
 from engine.live_request import RowStay
 from parallel.plan import BlocksAppended, Chunk, RowStart, StepPlan, pack_integers
 
 ScheduledPrefill = tuple[RowStay, int, bool]
 """A chunk: whose, how many tokens, and whether it reaches the end of the row's tokens, so that the row samples one."""
-
-NOBODY = DecodeBatch(())
 
 
 class ScheduledStep(NamedTuple):

@@ -415,7 +415,13 @@ def test_many_threads_submit_and_cancel_and_every_request_ends_once():
 
 @pytest.mark.parametrize(
     ("asked", "devices", "depth"),
-    [("auto", ["cpu"], 1), ("auto", ["cuda", "cuda"], 2), (1, ["cuda"], 1), (2, ["cpu"], 2), ("auto", ["cuda", "cpu"], 1)],
+    [
+        ("auto", ["cpu"], 1),
+        ("auto", ["cuda", "cuda"], 2),
+        (1, ["cuda"], 1),
+        (2, ["cpu"], 2),
+        ("auto", ["cuda", "cpu"], 1),
+    ],
 )
 def test_one_step_ahead_is_the_default_where_the_next_step_can_be_launched_meanwhile(asked, devices, depth):
     assert steps_under_way(SchedulerConfig(max_steps_under_way=asked), devices) == depth

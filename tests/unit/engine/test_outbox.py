@@ -48,7 +48,7 @@ def test_an_end_that_comes_after_a_token_is_told_after_it():
     one, outbox = stay("one", told.append), Outbox()
     outbox.put_tokens(addressees_of([one]), [7])
     one.live.is_ended = True
-    outbox.put(one.live, TokenEvent("one", [], finish_reason="cancelled"))
+    outbox.put_end(one.live, "cancelled")
     outbox.deliver()
     assert [(event.token_ids, event.is_terminal) for event in told[0]] == [([7], False), ([], True)]
     assert (outbox.take_ended(), outbox.take_ended()) == ([one.live], [])
