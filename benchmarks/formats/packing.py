@@ -3,7 +3,7 @@
     python -m benchmarks.formats.packing                    # prints the figures
     python -m benchmarks.formats.packing --save             # and writes a results file
 
-Weights are random, in the shapes of a 1.1 G model, and lie in memory: what reading the checkpoint costs is paid either
+Weights are random, in the shapes of a model of 0.6 G, and lie in memory: what reading the checkpoint costs is paid either
 way. Seconds are CPU time of one thread, the least of several rounds, per 10^9 bytes of packed weights; packing on all
 cores is wall time.
 """
@@ -36,9 +36,9 @@ from parallel.formats.quantised import QuantisedMatrix
 
 SHAPES = [(3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192)]
 """Outputs and inputs of a layer's matrices."""
-NUM_LAYERS = 16
+NUM_LAYERS = 8
 EMBEDDING = (64000, 2048)
-ROUNDS = 5
+ROUNDS = 3
 _READ_BYTES = 64 << 20
 
 Weight = Tensor | QuantisedMatrix
