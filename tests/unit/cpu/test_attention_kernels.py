@@ -140,7 +140,7 @@ def test_flat_and_peaked_weights_are_right(library: KernelLibrary, scale: float)
 def test_a_peak_that_rises_key_by_key_is_followed(library: KernelLibrary):
     scene = Scene((1, 1, 32, 16), torch.bfloat16, lengths=(640,))
     request = scene.requests[0]
-    rising_L = torch.arange(640) * 2.0 - 640
+    rising_L = torch.arange(640) * 16.0 - 5120
     scene.kv.key.zero_()
     scene.kv.key[request.blocks, :, 0, 0] = rising_L.view(-1, 16).bfloat16()
     request.q_LHE.fill_(1.0)
