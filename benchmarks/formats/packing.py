@@ -3,9 +3,9 @@
     python -m benchmarks.formats.packing                    # prints the figures
     python -m benchmarks.formats.packing --save             # and writes a results file
 
-Weights are random, in the shapes of a model of 0.6 G, and lie in memory: what reading the checkpoint costs is paid either
-way. Seconds are CPU time of one thread, the least of several rounds, per 10^9 bytes of packed weights; packing on all
-cores is wall time.
+Weights are random, in the shapes of a model of 0.6 G, and lie in memory: what reading the checkpoint costs is paid
+either way. Seconds are CPU time of one thread, the least of several rounds, per 10^9 bytes of packed weights; packing
+on all cores is wall time.
 """
 
 import argparse

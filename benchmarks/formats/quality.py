@@ -3,9 +3,9 @@
     python -m benchmarks.formats.quality                    # prints the table
     python -m benchmarks.formats.quality --save             # and writes a results file
 
-The text (`text.txt`) is written by people; each token is predicted from the true ones before it. The reference is
-transformers in float32; transformers in bfloat16 is a row as well. Ours are computed by the steps of serving, three
-quarters of the text as a prompt in chunks, the rest token by token.
+Each token of `text.txt` is predicted from the true ones before it. The reference is transformers in float32;
+transformers in bfloat16 is a row as well. Ours are computed by the steps of serving, three quarters of the text as a
+prompt in chunks, the rest token by token.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 R outputs, I inputs, G groups.
 
-Most of the time goes into memory that is written for the first time, which several threads do faster than one.
+Most of the time goes into memory that is written for the first time (docs/decisions/0007), which threads share as well.
 """
 
 from collections.abc import Callable
