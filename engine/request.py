@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from core.errors import ErrorInfo
+from engine.step_costs import StepCosts
 from parallel.plan import TokenLogprobs
 from parallel.sampling.params import SamplingParams
 
@@ -89,3 +90,11 @@ class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
     num_generated_tokens: int
     num_prompt_tokens: int
     num_cached_prompt_tokens: int
+    num_uncached_tokens: int = 0
+    """Prompt tokens of accepted requests that still have to be computed, less what the prefix cache is known to have."""
+    num_kv_tokens: int = 0
+    """Tokens of running requests whose keys and values are resident."""
+    max_step_tokens: int = 0
+    """Most tokens a step may process."""
+    step_costs: StepCosts | None = None
+    """Learned from recent steps; None until there were enough."""
