@@ -91,7 +91,7 @@ class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
     num_prompt_tokens: int
     num_cached_prompt_tokens: int
     num_uncached_tokens: int = 0
-    """Prompt tokens of accepted requests that still have to be computed, less what the prefix cache is known to have."""
+    """Prompt tokens of accepted requests that still have to be computed; known prefix hits are not among them."""
     num_kv_tokens: int = 0
     """Tokens of running requests whose keys and values are resident."""
     max_step_tokens: int = 0

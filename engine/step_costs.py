@@ -4,7 +4,7 @@ import msgspec
 
 
 class StepCosts(msgspec.Struct, frozen=True, array_like=True):
-    """Seconds of a step = base_s + prefill tokens * prefill_token_s + sequences * sequence_s + KV tokens * kv_token_s."""
+    """A step takes base_s + prefill tokens * prefill_token_s + sequences * sequence_s + KV tokens * kv_token_s."""
 
     base_s: float
     prefill_token_s: float
