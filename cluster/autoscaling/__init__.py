@@ -1,0 +1,1 @@
+"""How many replica groups a model needs, by the work that arrives."""
