@@ -8,7 +8,7 @@ import ipaddress
 import math
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -45,8 +45,9 @@ class Endpoint:
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     def body(self, request: Planned) -> dict[str, Any]:
-        """Return the JSON body of a streaming, greedy request. Raises SystemExit for token ids on the chat API."""
-        body: dict[str, Any] = {"model": self.model, "max_tokens": request.num_output, "temperature": 0, "stream": True}
+        """Return the JSON body of a streaming request. Raises SystemExit for token ids on the chat API."""
+        body: dict[str, Any] = {"model": self.model, "max_tokens": request.num_output, "stream": True}
+        body |= {name: value for name, value in request.sampling._asdict().items() if value is not None}
         body["stream_options"] = {"include_usage": True}
         if self.ignore_eos:
             body["ignore_eos"] = True
@@ -88,7 +89,7 @@ def require_loopback(base_url: str) -> None:
 
 
 async def closed_loop(
-    endpoint: Endpoint, planned: Sequence[Planned], concurrency: int, max_seconds: float, send_seconds: float = math.inf
+    endpoint: Endpoint, planned: Iterable[Planned], concurrency: int, max_seconds: float, send_seconds: float = math.inf
 ) -> list[RawStream]:
     """Keep `concurrency` streams open until all requests are done or the time is up; return them in order sent.
 

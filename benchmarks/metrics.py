@@ -61,7 +61,7 @@ def parse(stream: RawStream) -> Outcome:
     usage: dict[str, Any] = {}
     finish_reason: str | None = None
     error = stream.failure or (None if stream.status == 200 else _http_error(stream))
-    for at, data in _events(stream.chunks) if error is None else ():
+    for at, data in events(stream.chunks) if error is None else ():
         if "error" in data:
             error = f"stream: {_code(data)}"
         usage = data.get("usage") or usage
@@ -121,12 +121,12 @@ def _rate(count: int, duration_s: float) -> float:
     return round(count / duration_s, 3) if duration_s > 0 else 0.0
 
 
-def _events(chunks: Sequence[tuple[float, bytes]]) -> Iterator[tuple[float, dict[str, Any]]]:
+def events(chunks: Sequence[tuple[float, bytes]]) -> Iterator[tuple[float, dict[str, Any]]]:
     """Yield each server-sent event's JSON with the arrival of the chunk that completed it."""
     pending = b""
     for at, chunk in chunks:
-        *events, pending = (pending + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
-        for event in events:
+        *complete, pending = (pending + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
+        for event in complete:
             data = b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
             if data and data != b"[DONE]":
                 yield at, _json(data)

@@ -8,7 +8,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -31,6 +31,17 @@ Prompt = str | list[int]
 Token = TypeVar("Token")
 
 
+class Sampling(NamedTuple):
+    """How the next token is picked; a temperature of 0 is greedy."""
+
+    temperature: float = 0.0
+    seed: int | None = None
+    top_p: float | None = None
+
+
+GREEDY = Sampling()
+
+
 @dataclass(frozen=True)
 class Planned:
     """One request to send; `at_s` counts from the start of the run and only open loops obey it."""
@@ -38,6 +49,7 @@ class Planned:
     prompt: Prompt
     num_output: int
     at_s: float = 0.0
+    sampling: Sampling = GREEDY
 
 
 # Short, common words: one token each with a leading blank in the usual byte-pair vocabularies.
@@ -122,7 +134,7 @@ def arrivals(planned: list[Planned], rate_per_s: float, is_poisson: bool, seed: 
     at_s = 0.0
     timed: list[Planned] = []
     for one in planned:
-        timed.append(Planned(one.prompt, one.num_output, at_s))
+        timed.append(replace(one, at_s=at_s))
         at_s += gaps.expovariate(rate_per_s) if is_poisson else 1.0 / rate_per_s
     return timed
 
