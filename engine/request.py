@@ -74,6 +74,17 @@ EventSink = Callable[[StepEvents], None]
 """Takes what the engine has for one consumer; called on the engine thread, must not block or raise."""
 
 
+class Placement(msgspec.Struct, frozen=True, array_like=True):
+    """A request that a model copy has just accepted, as far as routers care. Load reports count it from then on."""
+
+    num_uncached_tokens: int
+    """Tokens to be computed before the first new one; known prefix hits are not among them."""
+    num_tokens: int
+    """All it came with, prefix hits included."""
+    max_tokens: int
+    """Most tokens it may still generate."""
+
+
 class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
     """How busy one model copy is; routers and metrics read it."""
 
@@ -98,3 +109,5 @@ class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
     """Most tokens a step may process."""
     step_costs: StepCosts | None = None
     """Learned from recent steps; None until there were enough."""
+    max_kv_tokens: int = 0
+    """Tokens whose keys and values fit into all blocks."""

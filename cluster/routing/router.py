@@ -15,7 +15,7 @@ Pure: no asyncio, no Ray, no clock, so a simulator runs the same object. Used by
 from collections.abc import Sequence
 from types import TracebackType
 
-from cluster.routing.base import GroupView, RequestCost, RoutingPolicy
+from cluster.routing.base import GroupView, RoutingPolicy, RoutingRequest
 from engine.request import EngineLoad
 
 
@@ -33,19 +33,24 @@ class _Ledger:
 
     def view(self) -> GroupView:
         """Return what a policy may see."""
-        return GroupView(self.group_id, self.num_own_tokens + self.num_other_tokens, self.num_waiting, self.num_running)
+        return GroupView(
+            self.group_id,
+            num_outstanding_tokens=self.num_own_tokens + self.num_other_tokens,
+            num_waiting=self.num_waiting,
+            num_running=self.num_running,
+        )
 
 
 class Reservation:
     """A request's claim on one group, taken back exactly once: on leaving the context, or by `release`."""
 
-    def __init__(self, ledger: _Ledger, cost: RequestCost) -> None:
+    def __init__(self, ledger: _Ledger, request: RoutingRequest) -> None:
         self._ledger = ledger
-        self._num_prefill_tokens = cost.num_prefill_tokens
-        self._num_decode_tokens = cost.num_decode_tokens
+        self._num_prefill_tokens = request.num_tokens
+        self._num_decode_tokens = request.max_tokens
         self._is_accepted = False
         self._is_released = False
-        ledger.num_own_tokens += cost.num_tokens
+        ledger.num_own_tokens += request.num_tokens + request.max_tokens
 
     @property
     def group_id(self) -> str:
@@ -99,13 +104,13 @@ class Router:
         self._ledgers: dict[str, _Ledger] = {}
         self._num_picks = 0
 
-    def reserve(self, groups: Sequence[str], cost: RequestCost) -> Reservation:
-        """Pick one of `groups` (ids, not empty) and count `cost` on it; the only way to get a group."""
+    def reserve(self, groups: Sequence[str], request: RoutingRequest) -> Reservation:
+        """Pick one of `groups` (ids, not empty) and count `request` on it; the only way to get a group."""
         ledgers = sorted((self._ledger(group_id) for group_id in groups), key=lambda ledger: ledger.last_pick)
-        picked = self._ledger(self._policy.pick([ledger.view() for ledger in ledgers], cost))
+        picked = self._ledger(self._policy.pick([ledger.view() for ledger in ledgers], request))
         self._num_picks += 1
         picked.last_pick = self._num_picks
-        return Reservation(picked, cost)
+        return Reservation(picked, request)
 
     def report(self, group_id: str, load: EngineLoad) -> None:
         """Take a group's own report; it holds every reservation accepted so far and no other of ours."""
@@ -123,7 +128,7 @@ class Router:
     def view(self, group_id: str) -> GroupView:
         """Return one group as the policy would see it now; an unknown group has nothing to do."""
         ledger = self._ledgers.get(group_id)
-        return ledger.view() if ledger is not None else GroupView(group_id, 0, 0, 0)
+        return ledger.view() if ledger is not None else GroupView(group_id)
 
     def _ledger(self, group_id: str) -> _Ledger:
         ledger = self._ledgers.get(group_id)
