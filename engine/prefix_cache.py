@@ -18,6 +18,7 @@ class BlockHasher:
     """Names the full blocks of one growing sequence of tokens; append only."""
 
     def __init__(self, block_size: int, salt: str) -> None:
+        self.salt = salt
         self._block_size = block_size
         self._root = blake2b(salt.encode(), digest_size=HASH_BYTES, person=b"salt").digest()
         self.hashes: list[BlockHash] = []

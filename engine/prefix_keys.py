@@ -5,22 +5,31 @@ times cheaper than the block hashes by which a group finds its own KV blocks. Tw
 a detour and nothing else, for a group never shares KV blocks by these keys.
 """
 
-from xxhash import xxh3_64_digest, xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest
 
 SPAN_TOKENS = 64
 """Tokens per key; a multiple of every KV block size."""
 
 _TOKEN_BYTES = 4
-_SPAN_BYTES = SPAN_TOKENS * _TOKEN_BYTES
+SPAN_BYTES = SPAN_TOKENS * _TOKEN_BYTES
 
 
 def prefix_keys(packed_tokens: bytes | bytearray, salt: str) -> list[int]:
     """Return one key per full span of packed token ids (32-bit little-endian), first span first."""
     view = memoryview(packed_tokens)
-    parent = xxh3_64_digest(salt.encode())
+    key = root_key(salt)
     keys: list[int] = []
-    for end in range(_SPAN_BYTES, len(view) + 1, _SPAN_BYTES):
-        key = xxh3_64_intdigest(parent + view[end - _SPAN_BYTES : end])
+    for end in range(SPAN_BYTES, len(view) + 1, SPAN_BYTES):
+        key = next_key(key, view[end - SPAN_BYTES : end])
         keys.append(key)
-        parent = key.to_bytes(8, "little")
     return keys
+
+
+def root_key(salt: str) -> int:
+    """Return what the first span of a prompt hangs on."""
+    return xxh3_64_intdigest(salt.encode())
+
+
+def next_key(parent: int, packed_span: bytes | bytearray | memoryview) -> int:
+    """Return the key of the span after `parent`, which is the span's before it or the root's."""
+    return xxh3_64_intdigest(parent.to_bytes(8, "little") + packed_span)

@@ -28,6 +28,18 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     """Seconds from submission after which the request is ended with DeadlineExceeded."""
     cache_salt: str = ""
     """Requests of different salts never share cached KV blocks."""
+    tenant: str = ""
+    """Who sent it; while requests wait, tenants take turns. Empty: `cache_salt` tells tenants apart."""
+
+    @property
+    def tenant_key(self) -> str:
+        """What tells its tenant from others."""
+        return self.tenant or self.cache_salt
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether it continues a stream that broke."""
+        return len(self.token_ids) > self.num_prompt_tokens
 
 
 class TokenEvent(msgspec.Struct, frozen=True, array_like=True):

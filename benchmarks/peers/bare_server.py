@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import uvicorn
 
@@ -24,11 +24,11 @@ from deployments.gateway.config import GatewayConfig
 from deployments.gateway.gateway import Gateway
 from deployments.groups.directory import GroupDirectory
 from deployments.groups.in_process import InProcessTransport
+from deployments.groups.transport import GroupListener
 from engine.engine import start_engine
 from engine.rank_pools.local_launcher import LocalLauncher
 from engine.rank_pools.options import PoolOptions
 from engine.rank_pools.socket_pool import SocketRankPool
-from engine.request import EngineLoad
 
 _NOWHERE = ChannelAddress("127.0.0.1", 0, b"")
 """A group without an address is not asked; this one is reached without it."""
@@ -56,9 +56,7 @@ async def serve(config: ReplicaGroupConfig, port: int) -> None:
     """Serve until SIGTERM; the ranks are gone afterwards."""
     loop = asyncio.get_running_loop()
 
-    async def connect(
-        address: ChannelAddress, group_id: str, on_load: Callable[[EngineLoad], None]
-    ) -> InProcessTransport:
+    async def connect(address: ChannelAddress, group_id: str, listener: GroupListener) -> InProcessTransport:
         return InProcessTransport(group)
 
     def on_change() -> None:

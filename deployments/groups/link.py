@@ -7,13 +7,12 @@ from collections.abc import Awaitable, Callable
 from cluster.status import ChannelAddress
 from core.clock import Clock
 from core.errors import EaglerayError
-from deployments.groups.transport import TokenTransport
-from engine.request import EngineLoad
+from deployments.groups.transport import GroupListener, TokenTransport
 
 logger = logging.getLogger(__name__)
 
-Connect = Callable[[ChannelAddress, str, Callable[[EngineLoad], None]], Awaitable[TokenTransport]]
-"""Opens a transport: (address, group_id, on_load). Raises ReplicaFailed."""
+Connect = Callable[[ChannelAddress, str, GroupListener], Awaitable[TokenTransport]]
+"""Opens a transport: (address, group_id, listener). Raises ReplicaFailed."""
 
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
@@ -22,10 +21,10 @@ _LONGEST_PAUSE_S = 5.0
 class GroupLink:
     """At most one transport and one attempt to open one. Lives on one event loop and acts only when called."""
 
-    def __init__(self, group_id: str, connect: Connect, on_load: Callable[[EngineLoad], None], clock: Clock) -> None:
+    def __init__(self, group_id: str, connect: Connect, listener: GroupListener, clock: Clock) -> None:
         self._group_id = group_id
         self._connect = connect
-        self._on_load = on_load
+        self._listener = listener
         self._clock = clock
         self._is_wanted = False
         self._address: ChannelAddress | None = None
@@ -69,7 +68,7 @@ class GroupLink:
 
     async def _open(self, address: ChannelAddress) -> None:
         try:
-            transport = await self._connect(address, self._group_id, self._on_load)
+            transport = await self._connect(address, self._group_id, self._listener)
         except EaglerayError as error:
             self._note_failure(error)
         else:

@@ -1,9 +1,34 @@
 """The seam between a gateway and a replica group."""
 
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple, Protocol
 
-from engine.request import EngineLoad, GenerationRequest, TokenEvent
+from engine.prefix_feed import PrefixNews
+from engine.request import EngineLoad, GenerationRequest, Placement, TokenEvent
+
+
+def ignore(news: object) -> None:
+    """Take what nobody wants to know."""
+
+
+def ignore_prefixes(news: PrefixNews) -> bool:
+    """Take prefix news that nobody wants to know; none is ever missed."""
+    return True
+
+
+class GroupListener(NamedTuple):
+    """Who hears what a group tells its routers. Called on the transport's event loop; not to block or raise."""
+
+    on_load: Callable[[EngineLoad], None] = ignore
+    """Takes each report, which counts every request whose submit has returned."""
+    on_prefixes: Callable[[PrefixNews], bool] = ignore_prefixes
+    """Returns whether the news could be used; if not, a snapshot follows."""
+    on_placed: Callable[[Placement], None] = ignore
+    """Takes each request that the group accepted from another gateway, unless a report already counts it."""
+
+
+NOBODY = GroupListener()
+"""A listener that ignores everything."""
 
 
 class TokenStream(Protocol):

@@ -1,13 +1,13 @@
 """The gateway's end of the token channel: a TokenTransport over one connection to one group."""
 
 import asyncio
-from collections.abc import Callable
 
 import msgspec
 
 from cluster.status import ChannelAddress
 from core.errors import EaglerayError, ErrorInfo, ReplicaFailed
 from core.frames import ConnectionLost
+from deployments.groups.transport import NOBODY, GroupListener
 from deployments.token_channel.connection import FrameConnection
 from deployments.token_channel.messages import Accepted, Cancel, Events, FromGroup, Load, Refused, Submit, Welcome
 from deployments.token_channel.streams import EventStream, OpenStreams
@@ -25,13 +25,13 @@ class TcpTransport:
     def __init__(
         self,
         group_id: str,
-        on_load: Callable[[EngineLoad], None] | None,
+        listener: GroupListener,
         submit_timeout_s: float,
         silence_timeout_s: float,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._group_id = group_id
-        self._on_load = on_load
+        self._listener = listener
         self._submit_timeout_s = submit_timeout_s
         self._silence_timeout_s = silence_timeout_s
         self._load: EngineLoad | None = None
@@ -50,17 +50,17 @@ class TcpTransport:
         cls,
         address: ChannelAddress,
         group_id: str,
+        listener: GroupListener = NOBODY,
         *,
-        on_load: Callable[[EngineLoad], None] | None = None,
         connect_timeout_s: float = 5.0,
         submit_timeout_s: float = 5.0,
         silence_timeout_s: float = 10.0,
     ) -> "TcpTransport":
         """Return an open transport. Raises ReplicaFailed if nobody answers, or another group does.
 
-        `on_load` is called with each report after every submit has returned whose request the report counts.
+        `listener` hears each report after every submit has returned whose request the report counts.
         """
-        transport = cls(group_id, on_load, submit_timeout_s, silence_timeout_s)
+        transport = cls(group_id, listener, submit_timeout_s, silence_timeout_s)
         where = f"replica group {group_id} at {address.host}:{address.port}"
         try:
             async with asyncio.timeout(connect_timeout_s):
@@ -175,9 +175,8 @@ class TcpTransport:
 
     def _take_load(self, load: EngineLoad) -> None:
         self._load = load
-        if self._on_load is not None:
-            # Not at once: acceptances of the same read must wake their submits first (see `connect`).
-            self._loop.call_soon(self._on_load, load)
+        # Not at once: acceptances of the same read must wake their submits first (see `connect`).
+        self._loop.call_soon(self._listener.on_load, load)
 
     def _on_lost(self, reason: str) -> None:
         if not self._welcome.done():

@@ -14,6 +14,7 @@ from deployments.gateway.config import GatewayConfig
 from deployments.gateway.gateway import Gateway
 from deployments.groups.directory import GroupDirectory
 from deployments.groups.in_process import InProcessTransport
+from deployments.groups.transport import GroupListener
 from tests.support.byte_tokenizer import ByteTokenizer
 
 
@@ -127,7 +128,7 @@ def make_gateway(targets: Sequence[SubmitTarget], config: GatewayConfig | None =
     by_id = {target.status().group_id: target for target in targets}
     config = config or GatewayConfig()
 
-    async def connect(address: object, group_id: str, on_load: object) -> InProcessTransport:
+    async def connect(address: object, group_id: str, listener: GroupListener) -> InProcessTransport:
         return InProcessTransport(by_id[group_id])
 
     directory = GroupDirectory(config.models or None, connect=connect)

@@ -5,7 +5,6 @@ import logging
 
 import pytest
 
-from cluster.routing.base import RequestCost
 from cluster.routing.policies import LeastOutstandingTokens
 from cluster.routing.router import Router
 from cluster.status import ChannelAddress, GroupStatus
@@ -26,7 +25,7 @@ from engine.request import TokenEvent
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_target import FakeTarget, engine_load, generation_request, group_status
 
-COST = RequestCost(100, 20)
+
 
 
 class FakeTransport:
@@ -62,12 +61,12 @@ class World:
         self.router = Router(LeastOutstandingTokens())
         self.directory = GroupDirectory(expected, router=self.router, connect=self.connect, clock=self.clock)
 
-    async def connect(self, address, group_id, on_load):
+    async def connect(self, address, group_id, listener):
         self.num_attempts += 1
         await asyncio.sleep(0)
         if not self.is_reachable:
             raise ReplicaFailed(f"{group_id} cannot be reached")
-        self.transports.append(FakeTransport(group_id, address, on_load))
+        self.transports.append(FakeTransport(group_id, address, listener.on_load))
         return self.transports[-1]
 
     async def announce(self, *statuses: GroupStatus) -> None:
@@ -99,7 +98,7 @@ def test_only_a_ready_and_connected_group_gets_work(run):
         await world.announce(group_status("g1", state="starting"))
         assert world.directory.open_groups("tiny") == []
         with pytest.raises(NotReady, match="g1 is starting") as refusal:
-            await world.directory.submit("tiny", generation_request("r1"), COST)
+            await world.directory.submit("tiny", generation_request("r1"))
         assert refusal.value.retry_after_s
         await world.announce(ready("g1"))
         assert world.directory.open_groups("tiny") == ["g1"]
@@ -116,9 +115,9 @@ def test_an_unknown_model_is_refused_naming_those_served(run):
         world = World(expected=["tiny", "other"])
         await world.announce(ready("g1"))
         with pytest.raises(ModelNotFound, match="other, tiny"):
-            await world.directory.submit("large", generation_request("r1"), COST)
+            await world.directory.submit("large", generation_request("r1"))
         with pytest.raises(NotReady, match="none has announced itself"):
-            await world.directory.submit("other", generation_request("r1"), COST)
+            await world.directory.submit("other", generation_request("r1"))
         await world.directory.close()
 
     run(main())
@@ -145,7 +144,7 @@ def test_two_idle_groups_alternate(run):
         await world.announce(ready("g1", port=1), ready("g2", port=2))
         served = []
         for number in range(6):
-            async with await world.directory.submit("tiny", generation_request(f"r{number}"), COST) as stream:
+            async with await world.directory.submit("tiny", generation_request(f"r{number}")) as stream:
                 served.append(stream.group_id)
         assert served == ["g1", "g2"] * 3
         assert world.outstanding("g1") == world.outstanding("g2") == 0
@@ -159,7 +158,7 @@ def test_concurrent_submits_spread_over_the_groups(run):
         world = World()
         await world.announce(ready("g1", port=1), ready("g2", port=2))
         streams = await asyncio.gather(
-            *(world.directory.submit("tiny", generation_request(f"r{number}"), COST) for number in range(20))
+            *(world.directory.submit("tiny", generation_request(f"r{number}")) for number in range(20))
         )
         served = [stream.group_id for stream in streams]
         assert (served.count("g1"), served.count("g2")) == (10, 10)
@@ -177,7 +176,7 @@ def test_reports_of_other_gateways_work_steer_the_choice(run):
         await world.announce(ready("g1", port=1), ready("g2", port=2))
         world.transports[0].on_load(engine_load(5000))
         for number in range(3):
-            stream = await world.directory.submit("tiny", generation_request(f"r{number}"), COST)
+            stream = await world.directory.submit("tiny", generation_request(f"r{number}"))
             assert stream.group_id == "g2"
         await world.directory.close()
 
@@ -190,11 +189,11 @@ def test_a_refusal_goes_on_to_the_next_group(run):
         await world.announce(ready("g1", port=1), ready("g2", port=2))
         world.transports[0].refusal = QueueFull("full")
         for number in range(4):
-            stream = await world.directory.submit("tiny", generation_request(f"r{number}"), COST)
+            stream = await world.directory.submit("tiny", generation_request(f"r{number}"))
             assert stream.group_id == "g2"
         assert world.outstanding("g1") == 0
         world.transports[0].refusal = ReplicaFailed("broke")
-        await world.directory.submit("tiny", generation_request("r5"), COST)
+        await world.directory.submit("tiny", generation_request("r5"))
         assert world.outstanding("g1") == 0
         await world.directory.close()
 
@@ -209,7 +208,7 @@ def test_when_all_refuse_the_caller_learns_the_soonest_retry(run):
         world.transports[1].refusal = Draining("drains", retry_after_s=9.0)
         world.transports[2].refusal = ReplicaFailed("broke")
         with pytest.raises(ReplicaFailed, match="broke") as refusal:
-            await world.directory.submit("tiny", generation_request("r1"), COST)
+            await world.directory.submit("tiny", generation_request("r1"))
         assert refusal.value.retry_after_s == 1.0
         assert [world.outstanding(group) for group in ("g1", "g2", "g3")] == [0, 0, 0]
         await world.directory.close()
@@ -223,7 +222,7 @@ def test_a_request_error_is_not_tried_elsewhere(run):
         await world.announce(ready("g1", port=1), ready("g2", port=2))
         world.transports[0].refusal = ContextTooLong("too long")
         with pytest.raises(ContextTooLong):
-            await world.directory.submit("tiny", generation_request("r1"), COST)
+            await world.directory.submit("tiny", generation_request("r1"))
         assert world.transports[1].submitted == []
         assert world.outstanding("g1") == 0
         await world.directory.close()
@@ -235,7 +234,7 @@ def test_the_stream_reports_progress_and_returns_its_reservation_at_the_end(run)
     async def main():
         world = World()
         await world.announce(ready("g1"))
-        async with await world.directory.submit("tiny", generation_request("r1"), COST) as stream:
+        async with await world.directory.submit("tiny", generation_request("r1")) as stream:
             assert world.outstanding("g1") == 120
             world.transports[0].streams.deliver([TokenEvent("r1", [1, 2, 3])])
             await anext(stream)
@@ -253,7 +252,7 @@ def test_a_report_does_not_count_our_accepted_request_twice(run):
     async def main():
         world = World()
         await world.announce(ready("g1"))
-        async with await world.directory.submit("tiny", generation_request("r1"), COST):
+        async with await world.directory.submit("tiny", generation_request("r1")):
             world.transports[0].on_load(engine_load(120, num_running=1))
             assert world.outstanding("g1") == 120
         await world.directory.close()
@@ -276,7 +275,7 @@ def test_leaving_early_cancels_and_returns_the_reservation(run):
     async def main():
         world = World()
         await world.announce(ready("g1"))
-        async with await world.directory.submit("tiny", generation_request("r1"), COST):
+        async with await world.directory.submit("tiny", generation_request("r1")):
             pass
         assert world.transports[0].cancelled == ["r1"]
         assert world.outstanding("g1") == 0
@@ -289,7 +288,7 @@ def test_a_caller_cancelled_while_submitting_returns_the_reservation(run):
     async def main():
         world = World()
         await world.announce(ready("g1"))
-        task = asyncio.create_task(world.directory.submit("tiny", generation_request("r1"), COST))
+        task = asyncio.create_task(world.directory.submit("tiny", generation_request("r1")))
         await asyncio.sleep(0)
         assert world.outstanding("g1") == 120
         task.cancel()
@@ -353,7 +352,7 @@ def test_a_silent_and_disconnected_group_is_forgotten(run):
         await world.pass_time(20.0)
         assert world.num_attempts == num_attempts
         with pytest.raises(ModelNotFound):
-            await world.directory.submit("tiny", generation_request("r1"), COST)
+            await world.directory.submit("tiny", generation_request("r1"))
 
     run(main())
 
@@ -413,7 +412,7 @@ def test_closing_ends_streams_and_attempts(run):
         world.directory.start()
         await world.announce(ready("g1"))
         world.directory.announce(ready("g2", port=2))  # its attempt is under way
-        stream = await world.directory.submit("tiny", generation_request("r1"), COST)
+        stream = await world.directory.submit("tiny", generation_request("r1"))
         await world.directory.close()
         await world.directory.close()
         events = [event async for event in stream]
@@ -434,14 +433,14 @@ def test_a_group_that_dies_mid_stream_over_tcp_ends_the_stream_and_the_next_requ
         async with asyncio.timeout(5):
             while len(directory.open_groups("tiny")) < 2:
                 await asyncio.sleep(0.001)
-        stream = await directory.submit("tiny", generation_request("r1"), COST)
+        stream = await directory.submit("tiny", generation_request("r1"))
         dying = int(stream.group_id[1]) - 1
         targets[dying].step([TokenEvent("r1", [1])])
         await anext(stream)
         await servers[dying].close()
         assert [event.error.code async for event in stream if event.error] == ["replica_failed"]
         for number in range(3):
-            other = await directory.submit("tiny", generation_request(f"r{number + 2}"), COST)
+            other = await directory.submit("tiny", generation_request(f"r{number + 2}"))
             assert other.group_id == f"g{2 - dying}"
         await directory.close()
         await servers[1 - dying].close()

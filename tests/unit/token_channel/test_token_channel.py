@@ -13,7 +13,7 @@ import pytest
 from cluster.status import ChannelAddress
 from core.errors import EaglerayError, InvalidRequest, QueueFull, ReplicaFailed
 from core.frames import MAX_FRAME_BYTES, authenticate_stream, pack, read_frame
-from deployments.groups.transport import TokenStream
+from deployments.groups.transport import GroupListener, TokenStream
 from deployments.token_channel.client import TcpTransport
 from deployments.token_channel.messages import Accepted, Cancel, Events, FromGroup, Load, Refused, Submit, Welcome
 from deployments.token_channel.server import TokenChannelServer
@@ -574,7 +574,7 @@ def test_load_is_reported_at_once_while_busy_and_seldom_while_idle(run):
         target = FakeTarget()
         seen: list[EngineLoad] = []
         async with serving(target) as server:
-            transport = await TcpTransport.connect(server.address, "group-1", on_load=seen.append)
+            transport = await TcpTransport.connect(server.address, "group-1", GroupListener(on_load=seen.append))
             await until(lambda: len(seen) == 1)  # a newcomer is told without waiting
             target.current_load = engine_load(50, num_running=1)
             server.report_load()
@@ -601,7 +601,7 @@ def test_reports_go_out_by_themselves(run):
         target = FakeTarget()
         target.current_load = engine_load(50, num_running=1)
         server = TokenChannelServer(target, SECRET, load_period_s=0.005)
-        transport = await TcpTransport.connect(await server.start(), "group-1", on_load=seen.append)
+        transport = await TcpTransport.connect(await server.start(), "group-1", GroupListener(on_load=seen.append))
         await until(lambda: len(seen) == 3)
         await transport.close()
         await server.close()
@@ -615,7 +615,7 @@ def test_a_report_is_heard_after_the_submits_it_counts_have_returned(run):
         heard: list[str] = []
         async with serving(target) as server:
             transport = await TcpTransport.connect(
-                server.address, "group-1", on_load=lambda load: heard.append(f"load {load.num_waiting}")
+                server.address, "group-1", GroupListener(on_load=lambda load: heard.append(f"load {load.num_waiting}"))
             )
             await until(lambda: heard == ["load 0"])
 
