@@ -152,10 +152,15 @@ class Replica:
         elif self._leap:
             self._cut_leap()
 
-    def kill(self) -> list[tuple[Attempt, int]]:
-        """Stop for ever; return the attempts that were here and how many tokens of each are out."""
+    def kill(self) -> None:
+        """Stop for ever, in the middle of whatever is under way."""
+        self._num_steps += self._leap_done()
+        self._leap = 0
         self._event += 1
         self._is_busy = True
+
+    def attempts(self) -> list[tuple[Attempt, int]]:
+        """Return the attempts that are here and how many tokens of each are out."""
         num_steps = self._num_steps + self._leap_done()
         decoding = [(attempt, attempt.num_output - (last - num_steps)) for last, _, attempt in self._decoding]
         prefilling = [self._prefilling] if self._prefilling else []
@@ -182,6 +187,7 @@ class Replica:
             num_kv_tokens=num_kv_tokens,
             max_step_tokens=self._spec.chunk_tokens,
             step_costs=self._step_costs,
+            max_kv_tokens=self._spec.kv_tokens,
         )
 
     def take_prefix_changes(self) -> dict[int, bool]:
