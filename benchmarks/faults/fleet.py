@@ -109,9 +109,16 @@ class Fleet:
         return {role: sorted(processes, key=lambda one: one.pid) for role, processes in found.items()}
 
     def groups(self) -> list[GroupSeen]:
-        """Return what `/readyz` tells of the groups, dead ones that are not forgotten yet among them."""
-        (model,) = [model for model in json.loads(self._get("/readyz"))["models"] if model["model"] == MODEL]
-        return [GroupSeen(group["group_id"], group["generation"], group["state"]) for group in model["groups"]]
+        """Return what `/readyz` tells of the groups, dead ones that are not forgotten yet among them.
+
+        Empty while no gateway answers.
+        """
+        try:
+            models = json.loads(self._get("/readyz"))["models"]
+        except (urllib.error.URLError, OSError, ValueError, KeyError):
+            return []
+        groups = [group for model in models if model["model"] == MODEL for group in model["groups"]]
+        return [GroupSeen(group["group_id"], group["generation"], group["state"]) for group in groups]
 
     def ready(self) -> set[tuple[str, int]]:
         """Return the identities of the groups that say they are ready."""

@@ -69,10 +69,11 @@ class Killer:
         for _ in range(count):
             await asyncio.sleep(self._random.uniform(0, MAX_PAUSE_S))
             # In a thread: the client's loop goes on stamping what arrives.
-            self.kills.append(await asyncio.to_thread(self._kill_one))
+            await asyncio.to_thread(self.kill_one)
             sys.stderr.write(f"\r{len(self.kills)} of {count} killed ")
 
-    def _kill_one(self) -> Kill:
+    def kill_one(self) -> None:
+        """Kill a rank or a leader; blocks until all groups are ready again. Raises SystemExit."""
         kind: Kind = "leader" if self._random.random() < self._leader_share else "rank"
         fleet = self._fleet
         seen, num_resumes = frozenset(fleet.ready()), fleet.total(RESUMES)
@@ -82,7 +83,7 @@ class Killer:
         # The former ones are not all dead, but one of them is, and another one must have come.
         fleet.wait_until_ready(1, RECOVERY_TIMEOUT_S, besides=seen)
         whole_again_s = time.perf_counter() - at_s
-        return Kill(kind, at_s, int(fleet.total(RESUMES) - num_resumes), whole_again_s)
+        self.kills.append(Kill(kind, at_s, int(fleet.total(RESUMES) - num_resumes), whole_again_s))
 
 
 async def under_fire(
