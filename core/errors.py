@@ -16,6 +16,7 @@ EaglerayError
 |  + RankDied               a rank's process ended or its connection broke
 |  + StepTimeout            a step took longer than its deadline
 |  + OutOfMemory            a rank ran out of memory
++ RequestQuarantined        replica groups died of this request; it is not tried again
 + StartupError              the configuration cannot work; nothing is served
    + InvalidConfig          a key or value is wrong
    + Unshardable            the model cannot be split over that many ranks
@@ -128,6 +129,12 @@ class OutOfMemory(ReplicaFailed):
     """A rank ran out of memory during a step."""
 
     code = "out_of_memory"
+
+
+class RequestQuarantined(EaglerayError):
+    """Replica groups kept dying under this request, so no other one is risked."""
+
+    code = "request_quarantined"
 
 
 class StartupError(EaglerayError):

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, PositiveInt, StringConstraints
 
 from core.config import Config
+from deployments.groups.group_search import StreamLimits
 from engine.config import Bytes, parse_bytes
 
 Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -43,6 +44,8 @@ class GatewayConfig(Config):
     """SHA-256 (hex) of each API key; with none, every caller is let in. `/livez` and `/readyz` never need a key."""
     limits: HttpLimits = HttpLimits()
     """Bounds on one HTTP request."""
+    streams: StreamLimits = StreamLimits()
+    """What requests do while no replica group can take them."""
     tokenizer_threads: PositiveInt = 2
     """Threads that tokenise long prompts, so that they do not hold up running streams."""
     probe_timeout_s: float = Field(default=5.0, gt=0, le=60)

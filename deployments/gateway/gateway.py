@@ -20,6 +20,7 @@ from deployments.gateway.metrics import GatewayMetrics, GroupLoad
 from deployments.gateway.model_catalog import GatewayModel, LoadTokenizer, ModelCatalog, ModelTokenizer
 from deployments.gateway.readiness import Readiness
 from deployments.groups.directory import GroupDirectory
+from deployments.groups.unbroken import UnbrokenStreams
 from deployments.http.auth import ApiKeyGuard
 from deployments.http.boundary import IngressBoundary
 from deployments.http.errors import MethodNotAllowed, RouteNotFound
@@ -69,7 +70,8 @@ class Gateway:
         self._directory = directory if directory is not None else GroupDirectory(config.models or None)
         self._catalog = ModelCatalog(self._directory, load, config.models, config.tokenizer_threads)
         self._readiness = Readiness(config, self._directory, self._catalog, clock or MonotonicClock())
-        self._metrics = GatewayMetrics(self._group_loads)
+        self._streams = UnbrokenStreams(self._directory, config.streams)
+        self._metrics = GatewayMetrics(self._group_loads, self._streams)
 
     def announce(self, status: GroupStatus) -> None:
         """Take what a replica group says about itself."""
@@ -79,7 +81,7 @@ class Gateway:
 
     def asgi_app(self) -> ASGIApp:
         """Return the HTTP application."""
-        services = GatewayServices(self._config.limits, self._directory, self._catalog, self._readiness, self._metrics)
+        services = GatewayServices(self._config.limits, self._streams, self._catalog, self._readiness, self._metrics)
         chat = GenerationEndpoint("chat", prepare_chat, services)
         completions = GenerationEndpoint("text_completion", prepare_completion, services)
         routes = [

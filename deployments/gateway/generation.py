@@ -7,9 +7,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from cluster.routing.base import RequestCost
 from core.errors import ReplicaFailed
-from deployments.groups.directory import GroupDirectory
+from deployments.groups.unbroken import UnbrokenStreams
 from engine.request import GenerationRequest, TokenEvent
 from engine.text import TextStream
 from parallel.plan import TokenLogprobs
@@ -64,13 +63,12 @@ class Choice:
         """Generated tokens, with the invisible one that ended it, without any after a stop string."""
         return self._text.num_tokens + self._num_stop_tokens
 
-    async def run(self, directory: GroupDirectory, emit: Emit) -> None:
-        """Have a group generate; `emit` every visible change. Leaving early, or a stop string, cancels at the group.
+    async def run(self, streams: UnbrokenStreams, emit: Emit) -> None:
+        """Have groups generate; `emit` every visible change. Leaving early, or a stop string, cancels at the group.
 
-        Raises what the group refused or failed with.
+        Raises what the request was refused with, or what ended it before its time.
         """
-        cost = RequestCost(len(self._request.token_ids), self._request.sampling.max_tokens)
-        async with await directory.submit(self._model, self._request, cost) as stream:
+        async with await streams.open(self._model, self._request) as stream:
             async for event in stream:
                 delta = self._take(event)
                 if delta is not None:
@@ -81,8 +79,6 @@ class Choice:
 
     def _take(self, event: TokenEvent) -> Delta | None:
         """Return what became visible, or None."""
-        if event.error is not None:
-            raise event.error.to_error()
         if self.first_token_at_s is None:
             self.first_token_at_s = time.monotonic()
             self.num_cached_tokens = event.num_cached_tokens
@@ -132,14 +128,14 @@ class Choice:
         return "".join(parts), is_stopped, tokens
 
 
-async def run_choices(choices: Sequence[Choice], directory: GroupDirectory, emit: Emit) -> None:
+async def run_choices(choices: Sequence[Choice], streams: UnbrokenStreams, emit: Emit) -> None:
     """Run all at the same time; the first failure cancels the others and is raised."""
     if len(choices) == 1:
-        await choices[0].run(directory, emit)
+        await choices[0].run(streams, emit)
         return
     try:
         async with asyncio.TaskGroup() as tasks:
             for choice in choices:
-                tasks.create_task(choice.run(directory, emit))
+                tasks.create_task(choice.run(streams, emit))
     except ExceptionGroup as group:
         raise group.exceptions[0] from None

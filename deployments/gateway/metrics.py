@@ -18,6 +18,8 @@ from starlette.requests import ClientDisconnect
 
 from core.errors import EaglerayError
 from deployments.gateway.generation import Choice
+from deployments.groups.stream_counts import StreamCounts
+from deployments.groups.unbroken import UnbrokenStreams
 from engine.request import EngineLoad
 from parallel.ops.choice import OpChoice
 
@@ -89,12 +91,31 @@ GROUP_COUNTERS: Sequence[tuple[str, str, Callable[[EngineLoad], float]]] = (
     ("vllm:num_preemptions", "Requests put back to make room.", lambda load: load.num_preemptions),
     ("eagleray_engine_steps", "Engine steps.", lambda load: load.num_steps),
 )
+STREAM_COUNTERS: Sequence[tuple[str, str, Callable[[StreamCounts], int]]] = (
+    ("eagleray_requests_held", "Requests and streams that had to wait for a group.", lambda counts: counts.num_held),
+    (
+        "eagleray_requests_quarantined",
+        "Requests refused or given up because groups die of them.",
+        lambda counts: counts.num_quarantined,
+    ),
+    (
+        "eagleray_request_retries",
+        "Requests sent to another group before their first token.",
+        lambda counts: counts.num_retries,
+    ),
+    ("eagleray_stream_resumes", "Streams carried to another group.", lambda counts: counts.num_resumes),
+    (
+        "eagleray_streams_given_up",
+        "Broken streams for which no group was found in time.",
+        lambda counts: counts.num_given_up,
+    ),
+)
 
 
 class GatewayMetrics:
     """The metrics of one gateway, in a registry of their own."""
 
-    def __init__(self, group_loads: Callable[[], Iterable[GroupLoad]]) -> None:
+    def __init__(self, group_loads: Callable[[], Iterable[GroupLoad]], streams: UnbrokenStreams) -> None:
         self._registry = CollectorRegistry()
         self.time_to_first_token = self._histogram(TIME_TO_FIRST_TOKEN)
         self.time_per_output_token = self._histogram(TIME_PER_OUTPUT_TOKEN)
@@ -106,6 +127,7 @@ class GatewayMetrics:
             REQUESTS_OPEN.name, REQUESTS_OPEN.documentation, REQUESTS_OPEN.labels, registry=self._registry
         )
         self._registry.register(_GroupCollector(group_loads))
+        self._registry.register(_StreamCollector(streams))
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -191,6 +213,23 @@ class _GroupCollector(Collector):
                 counter.add_metric((group.model, group.group_id), value(group.load))
             yield counter
         yield _op_tiers(loads)
+
+
+class _StreamCollector(Collector):
+    """Reads what became of streams when Prometheus asks."""
+
+    def __init__(self, streams: UnbrokenStreams) -> None:
+        self._streams = streams
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily(
+            "eagleray_requests_waiting_for_group", "Requests and streams held now.", value=self._streams.num_held
+        )
+        for name, documentation, value in STREAM_COUNTERS:
+            counter = CounterMetricFamily(name, documentation, labels=("model",))
+            for model, counts in self._streams.counts.items():
+                counter.add_metric((model,), value(counts))
+            yield counter
 
 
 def _op_tiers(loads: Iterable[GroupLoad]) -> Metric:

@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from cluster.routing.base import RequestCost
 from cluster.status import GroupStatus
 from core.clock import Clock
 from core.errors import EaglerayError, QueueFull
@@ -159,7 +158,8 @@ class Readiness:
             deadline_s=self._config.probe_timeout_s,
             cache_salt="probe",
         )
-        async with await self._directory.submit(model.name, request, RequestCost(len(token_ids), 1)) as stream:
+        # Not an unbroken stream: a probe is to find out what one would hide.
+        async with await self._directory.submit(model.name, request) as stream:
             async for event in stream:
                 if event.error is not None:
                     raise event.error.to_error()

@@ -17,7 +17,7 @@ from cluster.status import ChannelAddress, GroupStatus
 from core.clock import Clock, MonotonicClock
 from core.errors import ModelNotFound, NotReady, Overloaded, ReplicaFailed
 from deployments.groups.link import Connect, GroupLink
-from deployments.groups.transport import TokenStream, TokenTransport
+from deployments.groups.transport import GroupListener, TokenStream, TokenTransport
 from deployments.token_channel.client import TcpTransport
 from engine.request import EngineLoad, GenerationRequest, TokenEvent
 
@@ -42,17 +42,20 @@ class ServedModel(NamedTuple):
     revision: str | None
 
 
-async def connect_tcp(address: ChannelAddress, group_id: str, on_load: Callable[[EngineLoad], None]) -> TokenTransport:
+async def connect_tcp(address: ChannelAddress, group_id: str, listener: GroupListener) -> TokenTransport:
     """Open a token channel. Raises ReplicaFailed."""
-    return await TcpTransport.connect(address, group_id, on_load=on_load)
+    return await TcpTransport.connect(address, group_id, listener)
 
 
 class RoutedStream:
-    """A TokenStream that holds its reservation until it ends. Use as an async context manager, like any TokenStream."""
+    """A TokenStream that holds its reservation until it ends. Use as an async context manager, like any TokenStream.
+
+    Who wants to spare a coroutine per token reads `events` and tells `note` of each.
+    """
 
     def __init__(self, stream: TokenStream, reservation: Reservation) -> None:
+        self.events = aiter(stream)
         self._stream = stream
-        self._events = aiter(stream)
         self._reservation = reservation
 
     @property
@@ -71,12 +74,16 @@ class RoutedStream:
         return self
 
     async def __anext__(self) -> TokenEvent:
-        event = await anext(self._events)
+        event = await anext(self.events)
+        self.note(event)
+        return event
+
+    def note(self, event: TokenEvent) -> None:
+        """Count what came out of `events`; the reservation goes with the last one."""
         if event.token_ids:
             self._reservation.progress(len(event.token_ids))
         if event.is_terminal:
             self._reservation.release()
-        return event
 
 
 class _Group:
@@ -113,6 +120,8 @@ class GroupDirectory:
         self._forget_after_s = forget_after_s
         self._groups: dict[str, _Group] = {}
         self._listeners: list[Callable[[GroupStatus], None]] = []
+        self._opening_listeners: list[Callable[[], None]] = []
+        self._last_open: list[str] = []
         self._unexpected: set[str] = set()
         self._tending: asyncio.Task[None] | None = None
 
@@ -134,6 +143,10 @@ class GroupDirectory:
         """Have `on_change` called with the status of every group that appears or changes; not to block or raise."""
         self._listeners.append(on_change)
 
+    def subscribe_openings(self, on_change: Callable[[], None]) -> None:
+        """Have `on_change` called when a group may get new work that could not before, or the other way round."""
+        self._opening_listeners.append(on_change)
+
     def announce(self, status: GroupStatus) -> None:
         """Take what a group says about itself; call on the loop."""
         if self._expected is not None and status.model not in self._expected:
@@ -153,6 +166,7 @@ class GroupDirectory:
         if is_change:
             for on_change in self._listeners:
                 on_change(status)
+        self._tell_openings()
 
     def statuses(self, model: str | None = None) -> list[GroupStatus]:
         """Return the latest status of every known group (of `model`), oldest group first."""
@@ -179,18 +193,27 @@ class GroupDirectory:
         loads = {group_id: transport.load for group_id, transport in transports.items() if transport is not None}
         return {group_id: load for group_id, load in loads.items() if load is not None}
 
-    async def submit(self, model: str, request: GenerationRequest, cost: RequestCost) -> RoutedStream:
+    def is_group_coming(self, model: str) -> bool:
+        """Return whether a group of `model` is open or may soon be: it loads, restarts, connects, or is being replaced.
+
+        A failed group is replaced too, but nobody knows when.
+        """
+        return any(status.state != "failed" for status in self.statuses(model))
+
+    async def submit(self, model: str, request: GenerationRequest, last_resort: Collection[str] = ()) -> RoutedStream:
         """Return the stream of the first group that accepts; each group is asked at most once, best first.
 
-        Raises ModelNotFound, NotReady if no group is ready, RequestError as the group gave it, or the last refusal with
-        the smallest retry_after_s any group gave.
+        Groups of `last_resort` are asked after all others. Raises ModelNotFound, NotReady if no group is ready,
+        RequestError as the group gave it, or the last refusal with the smallest retry_after_s any group gave.
         """
         self._require_model(model)
+        wanted = routing_request(request)
         refusals: list[Overloaded | ReplicaFailed] = []
         asked: set[str] = set()
         # Asked afresh each time: groups come and go while one of them thinks.
         while groups := [group_id for group_id in self.open_groups(model) if group_id not in asked]:
-            reservation = self._router.reserve(groups, cost)
+            preferred = [group_id for group_id in groups if group_id not in last_resort]
+            reservation = self._router.reserve(preferred or groups, wanted)
             asked.add(reservation.group_id)
             try:
                 return await self._submit(reservation, request)
@@ -209,6 +232,7 @@ class GroupDirectory:
                 self._forget(group_id)
             else:
                 group.link.tend()
+        self._tell_openings()
 
     async def _tend_forever(self) -> None:
         while True:
@@ -234,7 +258,22 @@ class GroupDirectory:
                 self._router.report(group_id, load)
 
         logger.info("group found", extra={"group_id": group_id, "model": status.model, "state": status.state})
-        return _Group(status, GroupLink(group_id, self._connect, on_load, self._clock))
+        return _Group(status, GroupLink(group_id, self._connect_and_tell, GroupListener(on_load), self._clock))
+
+    async def _connect_and_tell(
+        self, address: ChannelAddress, group_id: str, listener: GroupListener
+    ) -> TokenTransport:
+        transport = await self._connect(address, group_id, listener)
+        # The link takes the transport when this returns, before the loop's next turn.
+        asyncio.get_running_loop().call_soon(self._tell_openings)
+        return transport
+
+    def _tell_openings(self) -> None:
+        now_open = [group_id for group_id, group in self._groups.items() if group.is_open]
+        if now_open != self._last_open:
+            self._last_open = now_open
+            for on_change in self._opening_listeners:
+                on_change()
 
     def _forget(self, group_id: str) -> GroupLink:
         link = self._groups.pop(group_id).link
@@ -259,6 +298,12 @@ class GroupDirectory:
             f"no replica group of {model!r} can take work now ({states or 'none has announced itself'}); try again",
             retry_after_s=NOT_READY_RETRY_S,
         )
+
+
+def routing_request(request: GenerationRequest) -> RequestCost:
+    """Return what the router has to know of a request."""
+    num_emitted = len(request.token_ids) - request.num_prompt_tokens
+    return RequestCost(len(request.token_ids), request.sampling.max_tokens - num_emitted)
 
 
 def _combined(refusals: list[Overloaded | ReplicaFailed]) -> Overloaded | ReplicaFailed:

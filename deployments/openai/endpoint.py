@@ -12,7 +12,7 @@ from deployments.gateway.generation import Delta, run_choices
 from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.model_catalog import ModelCatalog
 from deployments.gateway.readiness import Readiness
-from deployments.groups.directory import GroupDirectory
+from deployments.groups.unbroken import UnbrokenStreams
 from deployments.http.disconnect import run_while_connected
 from deployments.http.limits import read_body
 from deployments.openai.job import Job
@@ -27,7 +27,7 @@ class GatewayServices(NamedTuple):
     """What a gateway lends to its endpoints."""
 
     limits: HttpLimits
-    directory: GroupDirectory
+    streams: UnbrokenStreams
     catalog: ModelCatalog
     readiness: Readiness
     metrics: GatewayMetrics
@@ -58,7 +58,7 @@ class GenerationEndpoint:
         def emit(delta: Delta) -> Awaitable[None]:
             return events.write(job.writer.event(delta))
 
-        await run_choices(job.choices, self._services.directory, emit)
+        await run_choices(job.choices, self._services.streams, emit)
         usage = job.writer.usage_event(job.usage) if job.fields.has_stream_usage else b""
         await events.end(usage + DONE)
 
@@ -68,6 +68,6 @@ class GenerationEndpoint:
         async def emit(delta: Delta) -> None:
             collected[delta.choice].add(delta)
 
-        await run_choices(job.choices, self._services.directory, emit)
+        await run_choices(job.choices, self._services.streams, emit)
         body = job.writer.whole(collected, job.usage)
         await Response(body, media_type="application/json")(scope, receive, send)

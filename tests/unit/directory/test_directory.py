@@ -235,10 +235,10 @@ def test_the_stream_reports_progress_and_returns_its_reservation_at_the_end(run)
         world = World()
         await world.announce(ready("g1"))
         async with await world.directory.submit("tiny", generation_request("r1")) as stream:
-            assert world.outstanding("g1") == 120
+            assert world.outstanding("g1") == 20
             world.transports[0].streams.deliver([TokenEvent("r1", [1, 2, 3])])
             await anext(stream)
-            assert world.outstanding("g1") == 17
+            assert world.outstanding("g1") == 13
             world.transports[0].streams.deliver([TokenEvent("r1", [], finish_reason="stop")])
             assert [event.is_terminal async for event in stream] == [True]
             assert world.outstanding("g1") == 0
@@ -253,8 +253,8 @@ def test_a_report_does_not_count_our_accepted_request_twice(run):
         world = World()
         await world.announce(ready("g1"))
         async with await world.directory.submit("tiny", generation_request("r1")):
-            world.transports[0].on_load(engine_load(120, num_running=1))
-            assert world.outstanding("g1") == 120
+            world.transports[0].on_load(engine_load(20, num_running=1))
+            assert world.outstanding("g1") == 20
         await world.directory.close()
 
     run(main())
@@ -290,7 +290,7 @@ def test_a_caller_cancelled_while_submitting_returns_the_reservation(run):
         await world.announce(ready("g1"))
         task = asyncio.create_task(world.directory.submit("tiny", generation_request("r1")))
         await asyncio.sleep(0)
-        assert world.outstanding("g1") == 120
+        assert world.outstanding("g1") == 20
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert world.outstanding("g1") == 0
