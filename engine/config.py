@@ -85,6 +85,14 @@ class SchedulerConfig(Config):
     """Most prompt tokens of one request in a step, so that decodes are not held up."""
     max_waiting: PositiveInt = 1024
     """Requests accepted beyond `max_running`; more are refused with QueueFull."""
+    max_waiting_tokens: PositiveInt | None = None
+    """Most tokens, uncached prompts and expected outputs, of all requests that wait. Default: as many as `max_wait_s`
+    allows at the speed that is measured."""
+    max_wait_s: float = Field(default=30.0, gt=0, le=86400)
+    """A request that would wait longer than this for others before it is computed is refused with QueueFull. Set it to
+    somewhat less than the time to the first token that you promise."""
+    priority_step_s: float = Field(default=30.0, gt=0, le=86400)
+    """A waiting request goes before one of the next better priority that came so much later, so that none starves."""
     max_steps_under_way: Literal["auto", 1, 2] = "auto"
     """2 plans a step while the ranks compute the one before, so that they never wait for the leader; in return a new
     request waits for one step more, and a request that ends on a stop token has computed one token more. `auto`: 2 on

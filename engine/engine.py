@@ -14,8 +14,10 @@ from core.clock import Clock, MonotonicClock
 from core.errors import Draining, EaglerayError, NotReady, ReplicaFailed
 from core.progress import Progress
 from engine.admission import Admission
+from engine.backlog import Backlog
 from engine.block_pool import BlockListener, BlockPool
 from engine.config import EngineConfig, SchedulerConfig
+from engine.estimates import Estimates
 from engine.intake import RETRY_AFTER_S, Intake
 from engine.memory import MemoryPlan
 from engine.outbox import Outbox
@@ -73,10 +75,11 @@ class Engine:
         self._pool = BlockPool(num_blocks, block_listener)
         prefix_cache = PrefixCache(self._pool, cache.block_size, cache.prefix_caching)
         self._outbox = Outbox()
-        self._scheduler = Scheduler(limits, self._pool, prefix_cache, cache.block_size, self._outbox)
+        self._estimates = Estimates()
+        self._backlog = Backlog(limits, self._estimates)
+        self._scheduler = Scheduler(limits, self._pool, prefix_cache, cache.block_size, self._outbox, self._backlog)
         admission = Admission(spec, self.max_model_len, num_blocks, cache.block_size)
-        max_live = limits.max_running + limits.max_waiting
-        self._intake = Intake(admission, max_live, cache.block_size, cache.prefix_caching, self._clock)
+        self._intake = Intake(admission, self._backlog, limits, cache.block_size, cache.prefix_caching, self._clock)
         self._step_timeout_s = config.parallel.step_timeout_s
         self._step_deadline = StepDeadline(self._step_timeout_s)
         self._under_way: deque[ScheduledStep] = deque()

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from core.clock import Clock
-from core.errors import EaglerayError, ErrorInfo, InvalidRequest, QueueFull
+from core.errors import EaglerayError, ErrorInfo, InvalidRequest
 from engine.admission import Admission
+from engine.backlog import Backlog, Wait
+from engine.config import SchedulerConfig
 from engine.live_request import LiveRequest
 from engine.prefix_cache import BlockHasher
 from engine.request import EventSink, GenerationRequest
@@ -30,10 +32,17 @@ class Intake:
     """Knows every live request. What takes, forgets and sleeps is for the engine thread, the rest for any thread."""
 
     def __init__(
-        self, admission: Admission, max_live: int, block_size: int, hashes_prompts: bool, clock: Clock
+        self,
+        admission: Admission,
+        backlog: Backlog,
+        config: SchedulerConfig,
+        block_size: int,
+        hashes_prompts: bool,
+        clock: Clock,
     ) -> None:
         self._admission = admission
-        self._max_live = max_live
+        self._backlog = backlog
+        self._config = config
         self._block_size = block_size
         self._hashes_prompts = hashes_prompts
         self._clock = clock
@@ -50,24 +59,31 @@ class Intake:
     def submit(self, request: GenerationRequest, sink: EventSink) -> None:
         """Accept a request. Raises InvalidRequest, ContextTooLong, QueueFull, or what `refuse` was told."""
         self._admission.check(request)
+        max_length, stop_ids = self._admission.max_length(request), self._admission.stop_ids(request)
+        with self._lock:
+            # Before anything that costs time: who is overloaded must refuse cheaply.
+            self._check_open(request, max_length)
         # A long prompt takes milliseconds to hash, which the caller's thread has and the engine's has not.
         packed_tokens = pack_integers(request.token_ids)
         hasher = BlockHasher(self._block_size, request.cache_salt)
         if self._hashes_prompts:
             hasher.extend(packed_tokens, (len(request.token_ids) - 1) // self._block_size)
-        max_length, stop_ids = self._admission.max_length(request), self._admission.stop_ids(request)
-        deadline_at_s = None if request.deadline_s is None else self._clock.now_s() + request.deadline_s
         with self._lock:
-            self._check_open(request.request_id)
+            wait = self._check_open(request, max_length)
+            now_s, num_left = self._clock.now_s(), max_length - len(request.token_ids)
+            deadline_at_s = None if request.deadline_s is None else now_s + request.deadline_s
             live = LiveRequest(
                 request,
                 sink,
                 packed_tokens=packed_tokens,
                 arrival=next(self._arrivals),
+                due_s=self._due_s(request, now_s),
                 deadline_at_s=deadline_at_s,
+                latest_start_s=self._latest_start_s(request, num_left, deadline_at_s),
                 max_length=max_length,
                 stop_ids=stop_ids,
                 hasher=hasher,
+                claim=self._backlog.enter(request, num_left, wait, now_s),
             )
             self._live[request.request_id] = live
             self._num_live_tokens += max_length
@@ -130,17 +146,28 @@ class Intake:
                 del self._live[live.request.request_id]
                 self._num_live_tokens -= live.max_length
 
-    def _check_open(self, request_id: str) -> None:
+    def _check_open(self, request: GenerationRequest, max_length: int) -> Wait:
+        """Return how long the request would wait. Raises what `submit` does, but for wrong requests."""
         if self._refusal is not None:
             raise self._refusal.to_error()
-        if request_id in self._live:
-            raise InvalidRequest(f"request id {request_id!r} is in use; use a new one", param="request_id")
-        if len(self._live) >= self._max_live:
-            raise QueueFull(
-                f"{len(self._live)} requests are running or waiting, which is the limit (max_running + max_waiting); "
-                "try again later",
-                retry_after_s=RETRY_AFTER_S,
+        if request.request_id in self._live:
+            raise InvalidRequest(f"request id {request.request_id!r} is in use; use a new one", param="request_id")
+        if len(self._live) >= self._config.max_running + self._config.max_waiting:
+            raise self._backlog.full(
+                f"{len(self._live)} requests are running or waiting; the limit is max_running + max_waiting"
             )
+        return self._backlog.check(request, max_length - len(request.token_ids))
+
+    def _due_s(self, request: GenerationRequest, now_s: float) -> float:
+        """Return when it is the request's turn, so to speak: who comes later by a priority's worth is not before it."""
+        due_s = now_s + request.priority * self._config.priority_step_s
+        # A stream that has begun goes before all that have not and were let in before.
+        return due_s - self._config.max_wait_s if request.is_resumed else due_s
+
+    def _latest_start_s(self, request: GenerationRequest, num_left: int, deadline_at_s: float | None) -> float | None:
+        if deadline_at_s is None or request.is_resumed:
+            return deadline_at_s
+        return deadline_at_s - self._backlog.estimates.least_s(request, num_left)
 
 
 def _take(queue: deque[LiveRequest]) -> list[LiveRequest]:

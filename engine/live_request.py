@@ -1,5 +1,6 @@
 """A request inside the engine: its life, and its stays on a row."""
 
+from engine.backlog import Claim
 from engine.prefix_cache import BlockHasher
 from engine.request import EventSink, GenerationRequest
 from engine.token_log import TokenLog
@@ -13,9 +14,11 @@ class LiveRequest:
 
     __slots__ = (
         "arrival",
+        "claim",
         "deadline_at_s",
         "hasher",
         "is_ended",
+        "latest_start_s",
         "max_length",
         "num_cached_tokens",
         "order",
@@ -33,10 +36,13 @@ class LiveRequest:
         *,
         packed_tokens: bytes,
         arrival: int,
+        due_s: float,
         deadline_at_s: float | None,
+        latest_start_s: float | None,
         max_length: int,
         stop_ids: frozenset[int],
         hasher: BlockHasher,
+        claim: Claim,
     ) -> None:
         self.request = request
         self.sink = sink
@@ -44,10 +50,14 @@ class LiveRequest:
         """Prompt and committed output, but for what its stay has not taken over from the token log."""
         self.arrival = arrival
         """Order of submission."""
-        self.order = request.priority, arrival
-        """Sort key of running, waiting and preemption: lower goes first and stays longer."""
+        self.order = due_s, arrival
+        """Sort key of running, of waiting within a tenant, and of preemption: lower goes first and stays longer."""
         self.deadline_at_s = deadline_at_s
         """On the engine's clock."""
+        self.latest_start_s = latest_start_s
+        """A request that still waits then cannot meet its deadline any more; None if it has none."""
+        self.claim = claim
+        """What it is expected to need."""
         self.max_length = max_length
         """Prompt and output tokens at which the request ends with `length`."""
         self.stop_ids = stop_ids

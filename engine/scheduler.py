@@ -1,8 +1,9 @@
 """Decides what each step computes. There is no prefill phase and no decode phase: a request has tokens, some of them
 are computed, and a step plan says how many more of each request's tokens to compute.
 
-Requests are ordered by (priority, arrival), always. The first in order is never preempted for another, and can be
-refused room only while nothing it could preempt is left, which admission rules out; so every step makes progress.
+Running requests are ordered by when they were due (arrival, shifted by priority), and the last one is preempted first.
+The first in order is never preempted for another, and whoever waits fits an empty pool, which admission sees to; so
+every step makes progress. Who gets a free row is the waiting queue's choice.
 
 A decode step costs next to nothing per request: what is the same from step to step is kept in a `DecodeBatch`, tokens
 go to the `TokenLog` for all rows at once, and the `Agenda` knows the few requests to which something happens.
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from core.errors import DeadlineExceeded, EaglerayError, ErrorInfo, ReplicaFailed
 from engine.agenda import Agenda
+from engine.backlog import Backlog
 from engine.block_pool import BlockPool
 from engine.config import SchedulerConfig
 from engine.decode_batch import DecodingStays, addressees_of
@@ -27,7 +29,7 @@ from engine.request import FinishReason
 from engine.step_writer import ScheduledStep, StepWriter
 from engine.stop_tokens import StopTokens
 from engine.token_log import TokenLog
-from engine.waiting_queue import RequestQueue
+from engine.waiting_queue import RequestQueue, WaitingQueue
 from parallel.plan import RowToken, StepPlan, StepResult, unpack_integers
 
 _LOG_SLACK = 4
@@ -61,6 +63,7 @@ class Scheduler:
         prefix_cache: PrefixCache,
         block_size: int,
         outbox: Outbox,
+        backlog: Backlog,
     ) -> None:
         self.counters = SchedulerCounters()
         self.running: list[RowStay] = []
@@ -76,6 +79,7 @@ class Scheduler:
         self._block_size = block_size
         self._stop_tokens = StopTokens()
         self._outbox = outbox
+        self._backlog = backlog
         self._writer = StepWriter(config.max_running)
         self._log = TokenLog(block_size + _LOG_SLACK, config.max_running)
         self._agenda = Agenda(block_size)
@@ -83,14 +87,17 @@ class Scheduler:
         """Of the latest plan; the log's is that of the latest commit."""
         self._unpublished: list[RowStay] = []
         """Stays that may have full blocks which the prefix cache does not know."""
-        self._waiting: RequestQueue[tuple[int, int]] = RequestQueue()
+        self._waiting = WaitingQueue()
         self._deadlines: RequestQueue[float] = RequestQueue()
+        """By the time of the next look: the latest start of those that wait, the deadline of those that run."""
+        self._now_s = 0.0
+        """When deadlines were looked at."""
 
     def add(self, live: LiveRequest) -> None:
         """Queue a request. It must be able to fit an otherwise empty pool."""
-        self._waiting.push(live.order, live)
-        if live.deadline_at_s is not None:
-            self._deadlines.push(live.deadline_at_s, live)
+        self._waiting.push(live)
+        if live.latest_start_s is not None:
+            self._deadlines.push(live.latest_start_s, live)
 
     def plan(self) -> ScheduledStep | None:
         """Return the next step, or None when nothing can be computed before a result comes or a request arrives."""
@@ -134,15 +141,15 @@ class Scheduler:
             self._end(live, error=ErrorInfo.of(error))
 
     def expire(self, now_s: float) -> None:
-        """End every request whose deadline has passed."""
-        while (deadline_at_s := self._deadlines.peek_key()) is not None and deadline_at_s <= now_s:
+        """End every request whose deadline has passed, and those waiting that can no longer meet theirs."""
+        self._now_s = now_s
+        while (look_at_s := self._deadlines.peek_key()) is not None and look_at_s <= now_s:
             live = self._deadlines.pop()
-            state = "waiting" if live.stay is None else "running"
-            num_output = live.num_tokens - live.request.num_prompt_tokens
-            message = (
-                f"the deadline of {live.request.deadline_s:g} s passed while {state}, {num_output} tokens generated"
-            )
-            self.fail(live, DeadlineExceeded(message))
+            assert live.deadline_at_s is not None, "only requests with a deadline are looked at"
+            if live.stay is not None and now_s < live.deadline_at_s:
+                self._deadlines.push(live.deadline_at_s, live)
+            else:
+                self.fail(live, _deadline_exceeded(live, now_s))
 
     # Planning
 
@@ -172,11 +179,14 @@ class Scheduler:
 
     def _admit(self) -> None:
         if self._waiting.peek() is None:
+            self._backlog.has_free_blocks = True
             return
         # So that a request finds the prefix that another one has just computed.
         self.publish()
         while self._budget > 0 and self._writer.has_free_row and (live := self._waiting.peek()) is not None:
-            if (blocks := self._find_blocks(live)) is None:
+            blocks = self._find_blocks(live)
+            self._backlog.has_free_blocks = blocks is not None
+            if blocks is None:
                 return
             self._waiting.pop()
             self._start(live, *blocks)
@@ -215,6 +225,8 @@ class Scheduler:
             live.num_cached_tokens = min(stay.num_computed_tokens, num_prompt)
             self.counters.num_prompt_tokens += num_prompt
             self.counters.num_cached_prompt_tokens += live.num_cached_tokens
+            self._waiting.charge(live, num_prompt - live.num_cached_tokens, live.claim.num_output_tokens)
+        self._backlog.start(live.claim, live.num_tokens, stay.num_computed_tokens)
         self.num_computed_tokens += stay.num_computed_tokens
         self._stop_tokens.add(live.stop_ids)
         insort(self.running, stay, key=_order)
@@ -234,7 +246,8 @@ class Scheduler:
         """Take a request off its row; its tokens are kept, and its full blocks stay cached while nobody needs them."""
         self._publish(stay)
         self._leave_row(stay)
-        self._waiting.push(stay.live.order, stay.live)
+        self._backlog.put_back(stay.live.claim)
+        self._waiting.push(stay.live)
         self.counters.num_preemptions += 1
 
     def _leave_row(self, stay: RowStay) -> None:
@@ -301,6 +314,7 @@ class Scheduler:
             self.num_computed_tokens += num_tokens
             self._unpublished.append(stay)
             if token_id is not None:
+                self._backlog.end_prefill(stay.live.claim, self._now_s)
                 self._take_token(stay, remarks.get(stay.row) or RowToken(stay.row, token_id))
 
     def _take_token(self, stay: RowStay, token: RowToken) -> None:
@@ -312,13 +326,20 @@ class Scheduler:
             stay.num_published_blocks = len(stay.blocks)
             self._end(live, error=token.error)
         elif token.token_id in live.stop_ids:
+            self._note_length(live)
             self._end(live, finish_reason="stop", stop_token_id=token.token_id)
         else:
             self.counters.num_generated_tokens += 1
             is_last = live.num_tokens >= live.max_length
             if is_last:
+                self._note_length(live)
                 self._leave(live)
             self._outbox.put_token(live, token, "length" if is_last else None)
+
+    def _note_length(self, live: LiveRequest) -> None:
+        """Have later requests be expected to be like this one, which ends as it was meant to."""
+        num_prompt = live.request.num_prompt_tokens
+        self._backlog.estimates.note_end(num_prompt, live.num_tokens - num_prompt)
 
     def _end(
         self,
@@ -334,6 +355,10 @@ class Scheduler:
     def _leave(self, live: LiveRequest) -> None:
         """Take an ending request off its row or out of the queue."""
         live.is_ended = True
+        self._backlog.leave(live.claim)
+        if live.num_cached_tokens is not None:  # it was charged
+            num_generated = live.num_tokens - len(live.request.token_ids)
+            self._waiting.charge(live, 0, num_generated - live.claim.num_output_tokens)
         if live.stay is not None:
             self._publish(live.stay)
             self._leave_row(live.stay)
@@ -341,6 +366,15 @@ class Scheduler:
 
 def _order(stay: RowStay) -> tuple[int, int]:
     return stay.live.order
+
+
+def _deadline_exceeded(live: LiveRequest, now_s: float) -> DeadlineExceeded:
+    deadline = f"the deadline of {live.request.deadline_s:g} s"
+    if live.deadline_at_s is not None and now_s < live.deadline_at_s:
+        return DeadlineExceeded(f"{deadline} can no longer be met; the request was waiting and nothing was computed")
+    state = "waiting" if live.stay is None else "running"
+    num_output = live.num_tokens - live.request.num_prompt_tokens
+    return DeadlineExceeded(f"{deadline} passed while {state}, {num_output} tokens generated")
 
 
 def _check_answers(step: ScheduledStep, result: StepResult) -> None:

@@ -3,27 +3,19 @@
 import pytest
 
 from engine.agenda import Agenda
-from engine.live_request import LiveRequest, RowStay
-from engine.prefix_cache import BlockHasher
+from engine.live_request import RowStay
 from engine.token_log import TokenLog
 from parallel.plan import pack_integers
 from tests.support.engines import make_request
+from tests.support.live_requests import make_live
 
 SIZE = 4
 
 
 def decoding_stay(num_tokens, max_length, first_tick):
     """A stay whose prefill of `num_tokens` is scheduled, and which decodes from `first_tick` on."""
-    live = LiveRequest(
-        make_request("r", [1]),
-        lambda events: None,
-        packed_tokens=pack_integers([1] * num_tokens),
-        arrival=0,
-        deadline_at_s=None,
-        max_length=max_length,
-        stop_ids=frozenset(),
-        hasher=BlockHasher(SIZE, ""),
-    )
+    packed_tokens = pack_integers([1] * num_tokens)
+    live = make_live(make_request("r", [1]), packed_tokens=packed_tokens, max_length=max_length)
     blocks = list(range(-(-num_tokens // SIZE)))
     stay = live.stay = RowStay(live, 0, blocks, 0, SIZE, TokenLog(SIZE, 1))
     stay.position_of_tick_0 = num_tokens - first_tick

@@ -3,26 +3,17 @@
 import pytest
 
 from engine.decode_batch import addressees_of
-from engine.live_request import LiveRequest, RowStay
+from engine.live_request import RowStay
 from engine.outbox import Outbox
-from engine.prefix_cache import BlockHasher
 from engine.request import StepEvents, TokenEvent
 from engine.stop_tokens import StopTokens
 from engine.token_log import TokenLog
 from tests.support.engines import make_request
+from tests.support.live_requests import make_live
 
 
 def stay(name, sink, row=0):
-    live = LiveRequest(
-        make_request(name, [1]),
-        sink,
-        packed_tokens=b"",
-        arrival=0,
-        deadline_at_s=None,
-        max_length=10,
-        stop_ids=frozenset(),
-        hasher=BlockHasher(8, ""),
-    )
+    live = make_live(make_request(name, [1]), sink, packed_tokens=b"", max_length=10)
     live.stay = RowStay(live, row, [], 0, 8, TokenLog(8, 1))
     return live.stay
 

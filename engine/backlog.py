@@ -1,0 +1,226 @@
+"""Accepted work that has not been computed, and whether there may be more of it.
+
+A request claims its prefill until its first token, and its output until it gets a row: from then on it holds nobody up.
+What a newcomer waits for is the prefills before it and, while every row is taken, as many requests' ends as it has
+requests before it. Between tenants the scheduler shares fairly, so a tenant waits for its own work times the number of
+tenants, if that is less: one that floods the queue is refused while the others are let in.
+"""
+
+import threading
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from core.errors import QueueFull
+from engine.config import SchedulerConfig
+from engine.estimates import Estimates
+from engine.request import GenerationRequest
+
+MIN_RETRY_AFTER_S = 1.0
+MAX_RETRY_AFTER_S = 60.0
+
+
+@dataclass(slots=True)
+class Claim:
+    """What one accepted request is expected to need. Changed by `Backlog` only."""
+
+    tenant: str
+    priority: int
+    num_uncached_tokens: int
+    """Prefill; exact once it has started."""
+    num_output_tokens: int
+    accepted_s: float
+    predicted_wait_s: float | None
+    """Time for the work before it, as it was predicted when it came; without the correction for bias."""
+    state: Literal["waiting", "prefilling", "decoding", "ended"] = "waiting"
+
+
+@dataclass(slots=True)
+class Work:
+    """A sum of claims."""
+
+    num_requests: int = 0
+    num_uncached_tokens: int = 0
+    num_output_tokens: int = 0
+
+    def add(self, claim: Claim) -> None:
+        """Count a claim."""
+        self.num_requests += 1
+        self.num_uncached_tokens += claim.num_uncached_tokens
+        self.num_output_tokens += claim.num_output_tokens
+
+    def remove(self, claim: Claim) -> None:
+        """Count a claim no longer; it must not have changed since."""
+        self.num_requests -= 1
+        self.num_uncached_tokens -= claim.num_uncached_tokens
+        self.num_output_tokens -= claim.num_output_tokens
+
+
+class Wait(NamedTuple):
+    """How long a newcomer would wait for the work before it."""
+
+    computed_s: float | None
+    """By the costs of steps; None while they are not known."""
+    expected_s: float
+    """Corrected for how such predictions have turned out; 0 while nothing is known."""
+
+
+class Backlog:
+    """Sums over all accepted requests, by tenant and priority. Any thread; events of a request come in their order."""
+
+    def __init__(self, config: SchedulerConfig, estimates: Estimates) -> None:
+        self.estimates = estimates
+        self.has_free_blocks = True
+        """Whether requests wait for rows alone; false while they wait for KV blocks."""
+        self._config = config
+        self._lock = threading.Lock()
+        self._waiting = Work()
+        self._waiting_by_tenant: defaultdict[str, defaultdict[int, Work]] = defaultdict(lambda: defaultdict(Work))
+        self._num_prefill_tokens = 0
+        self._num_running = 0
+
+    def check(self, request: GenerationRequest, num_left: int) -> Wait:
+        """Return how long the request would wait, if it may; `num_left`: the most tokens it may generate.
+
+        Raises QueueFull if too much waits already, or if the request could not meet its own deadline.
+        """
+        with self._lock:
+            wait = self._wait(request.tenant_key, request.priority)
+            num_waiting_tokens = self._waiting.num_uncached_tokens + self._waiting.num_output_tokens
+        if request.is_resumed:
+            return wait  # it was let in before
+        config, estimates = self._config, self.estimates
+        limit = config.max_waiting_tokens
+        if limit is not None and num_waiting_tokens:
+            num_tokens = estimates.uncached_tokens(request) + estimates.output_tokens(request, num_left)
+            if num_waiting_tokens + num_tokens > limit:
+                raise _queue_full(
+                    f"{num_waiting_tokens} tokens wait to be computed and the request adds {num_tokens}; the limit is "
+                    f"max_waiting_tokens={limit}",
+                    wait,
+                )
+        if wait.expected_s > config.max_wait_s:
+            raise _queue_full(
+                f"the request would wait about {wait.expected_s:.0f} s for others; the limit is "
+                f"max_wait_s={config.max_wait_s:g}",
+                wait,
+            )
+        deadline_s = request.deadline_s
+        if deadline_s is not None and wait.expected_s + estimates.least_s(request, num_left) > deadline_s:
+            raise _queue_full(
+                f"the request would wait about {wait.expected_s:.1f} s for others and miss its deadline of "
+                f"{deadline_s:g} s",
+                wait,
+            )
+        return wait
+
+    def full(self, message: str) -> QueueFull:
+        """Return a refusal that says when to come back."""
+        with self._lock:
+            return _queue_full(message, self._wait("", 0))
+
+    def enter(self, request: GenerationRequest, num_left: int, wait: Wait, now_s: float) -> Claim:
+        """Count an accepted request, and return its claim."""
+        claim = Claim(
+            tenant=request.tenant_key,
+            priority=request.priority,
+            num_uncached_tokens=self.estimates.uncached_tokens(request),
+            num_output_tokens=self.estimates.output_tokens(request, num_left),
+            accepted_s=now_s,
+            predicted_wait_s=wait.computed_s,
+        )
+        with self._lock:
+            self._add_waiting(claim)
+        return claim
+
+    def start(self, claim: Claim, num_tokens: int, num_cached_tokens: int) -> None:
+        """The request has a row, and so many of its tokens need not be computed."""
+        with self._lock:
+            self._remove_waiting(claim)
+            claim.num_uncached_tokens = num_tokens - num_cached_tokens
+            claim.state = "prefilling"
+            self._num_running += 1
+            self._num_prefill_tokens += claim.num_uncached_tokens
+        self.estimates.note_start(num_tokens, num_cached_tokens)
+
+    def end_prefill(self, claim: Claim, now_s: float) -> None:
+        """The request has got the first token since it started."""
+        with self._lock:
+            self._num_prefill_tokens -= claim.num_uncached_tokens
+            claim.state = "decoding"
+        predicted_s, claim.predicted_wait_s = claim.predicted_wait_s, None
+        if predicted_s is not None:
+            own_s = self.estimates.work_s(claim.num_uncached_tokens, 0, 1) or 0.0
+            self.estimates.note_wait(predicted_s, max(0.0, now_s - claim.accepted_s - own_s))
+
+    def put_back(self, claim: Claim) -> None:
+        """The request has lost its row and waits again; what it had computed may have to be computed anew."""
+        with self._lock:
+            self._leave_row(claim)
+            claim.state = "waiting"
+            claim.predicted_wait_s = None
+            self._add_waiting(claim)
+
+    def leave(self, claim: Claim) -> None:
+        """The request has ended."""
+        with self._lock:
+            if claim.state == "waiting":
+                self._remove_waiting(claim)
+            else:
+                self._leave_row(claim)
+            claim.state = "ended"
+
+    def wait_s(self) -> float:
+        """Return how long a request of a new tenant would wait for others; 0 while that is unknown."""
+        with self._lock:
+            return self._wait("", 0).expected_s
+
+    # All below: the lock is held.
+
+    def _wait(self, tenant: str, priority: int) -> Wait:
+        everybody = self._work_s(self._waiting)
+        own = Work()
+        for own_priority, work in self._waiting_by_tenant.get(tenant, {}).items():
+            if own_priority <= priority:
+                own.num_requests += work.num_requests
+                own.num_uncached_tokens += work.num_uncached_tokens
+                own.num_output_tokens += work.num_output_tokens
+        mine = self._work_s(own)
+        prefills = self.estimates.work_s(self._num_prefill_tokens, 0, 1)
+        if everybody is None or mine is None or prefills is None:
+            return Wait(None, 0.0)
+        num_tenants = len(self._waiting_by_tenant) + (tenant not in self._waiting_by_tenant)
+        wait_s = prefills + min(everybody, mine * num_tenants)
+        return Wait(wait_s, self.estimates.unbiased_s(wait_s))
+
+    def _work_s(self, before: Work) -> float | None:
+        """Return the time until somebody behind `before` gets a row."""
+        num_rows = self._config.max_running if self.has_free_blocks else max(1, self._num_running)
+        # As many have to end as there are too many; each of them takes a mean output.
+        num_ends = max(0, before.num_requests + 1 + self._num_running - num_rows)
+        num_requests = before.num_requests
+        mean_output = before.num_output_tokens / num_requests if num_requests else self.estimates.mean_output_tokens
+        return self.estimates.work_s(before.num_uncached_tokens, num_ends * mean_output, self._num_running)
+
+    def _add_waiting(self, claim: Claim) -> None:
+        self._waiting.add(claim)
+        self._waiting_by_tenant[claim.tenant][claim.priority].add(claim)
+
+    def _remove_waiting(self, claim: Claim) -> None:
+        self._waiting.remove(claim)
+        priorities = self._waiting_by_tenant[claim.tenant]
+        priorities[claim.priority].remove(claim)
+        if not priorities[claim.priority].num_requests:
+            del priorities[claim.priority]
+        if not priorities:
+            del self._waiting_by_tenant[claim.tenant]
+
+    def _leave_row(self, claim: Claim) -> None:
+        self._num_running -= 1
+        if claim.state == "prefilling":
+            self._num_prefill_tokens -= claim.num_uncached_tokens
+
+
+def _queue_full(why: str, wait: Wait) -> QueueFull:
+    retry_after_s = min(max(wait.expected_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+    return QueueFull(f"{why}; try again in {retry_after_s:.0f} s", retry_after_s=retry_after_s)
