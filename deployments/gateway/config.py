@@ -1,14 +1,14 @@
 """What a gateway is configured with."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, StringConstraints
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from core.config import Config
 from deployments.groups.group_search import StreamLimits
+from deployments.http.api_keys import ApiKey, Sha256Hex, duplicates, nameless_keys
 from engine.config import Bytes, parse_bytes
-
-Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class HttpLimits(Config):
@@ -18,6 +18,12 @@ class HttpLimits(Config):
     """Longest request body; counted while it is read, whatever Content-Length says."""
     body_timeout_s: float = Field(default=30.0, gt=0, le=600)
     """A body that takes longer to arrive is refused."""
+    max_headers: PositiveInt = 100
+    """Most header fields of one request."""
+    max_header_bytes: Annotated[Bytes, BeforeValidator(parse_bytes)] = 16 * 2**10
+    """Most bytes of request line and header fields together."""
+    slow_client_s: float = Field(default=30.0, gt=0, le=3600)
+    """A client that takes nothing of its stream for so long loses it, and its KV blocks are freed."""
     max_messages: PositiveInt = 2048
     """Most messages of one chat."""
     max_prompts: PositiveInt = 32
@@ -40,8 +46,14 @@ class GatewayConfig(Config):
     models: tuple[str, ...] = ()
     """Public model names that must be able to generate before `/readyz` says yes, and the only ones served. Empty: any
     model that announces itself, and ready when one of them is."""
+    api_keys: tuple[ApiKey, ...] = ()
+    """Who is let in and how far. With no key here or below, everybody is. `/livez` and `/readyz` never need a key."""
+    api_keys_file: Path | None = None
+    """A YAML file with more `api_keys`, on every machine that runs a gateway; read again when it changes."""
     api_keys_sha256: tuple[Sha256Hex, ...] = ()
-    """SHA-256 (hex) of each API key; with none, every caller is let in. `/livez` and `/readyz` never need a key."""
+    """Keys by nothing but their SHA-256 (hex): without limits, each a tenant of its own."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which callers may reach a gateway without keys, besides localhost and addresses; keys allow any."""
     limits: HttpLimits = HttpLimits()
     """Bounds on one HTTP request."""
     streams: StreamLimits = StreamLimits()
@@ -52,3 +64,19 @@ class GatewayConfig(Config):
     """How long `/readyz` waits for the token that proves a model can generate."""
     probe_cache_s: float = Field(default=1.0, ge=0, le=60)
     """How long such a proof, or its absence, is good for."""
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether callers need a key."""
+        return bool(self.fixed_keys) or self.api_keys_file is not None
+
+    @property
+    def fixed_keys(self) -> list[ApiKey]:
+        """Every key that is not in the file."""
+        return [*self.api_keys, *nameless_keys(self.api_keys_sha256)]
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> Self:
+        if twice := duplicates(self.fixed_keys):
+            raise ValueError(f"API keys {', '.join(twice)}: a name or a sha256 is there twice; keep one of each")
+        return self

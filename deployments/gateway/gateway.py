@@ -23,11 +23,15 @@ from deployments.groups.directory import GroupDirectory
 from deployments.groups.unbroken import UnbrokenStreams
 from deployments.http.auth import ApiKeyGuard
 from deployments.http.boundary import IngressBoundary
+from deployments.http.caller import caller_of
 from deployments.http.errors import MethodNotAllowed, RouteNotFound
+from deployments.http.head import HeadGuard
+from deployments.http.key_ring import KeyRing
 from deployments.openai.chat import prepare_chat
 from deployments.openai.completions import prepare_completion
 from deployments.openai.endpoint import GatewayServices, GenerationEndpoint
 from deployments.openai.errors import error_response
+from deployments.openai.job import visible_model
 from deployments.openai.responses import ModelCard, ModelList
 from engine.tokenizer import Tokenizer
 from parallel.checkpoint.source import resolve_tokenizer
@@ -69,7 +73,9 @@ class Gateway:
         self._config = config
         self._directory = directory if directory is not None else GroupDirectory(config.models or None)
         self._catalog = ModelCatalog(self._directory, load, config.models, config.tokenizer_threads)
-        self._readiness = Readiness(config, self._directory, self._catalog, clock or MonotonicClock())
+        clock = clock or MonotonicClock()
+        self._keys = KeyRing(config.fixed_keys, config.api_keys_file, clock)
+        self._readiness = Readiness(config, self._directory, self._catalog, clock)
         self._streams = UnbrokenStreams(self._directory, config.streams)
         self._metrics = GatewayMetrics(self._group_loads, self._streams)
 
@@ -93,15 +99,14 @@ class Gateway:
             Route("/readyz", self._ready, methods=["GET"]),
             Route("/metrics", self._render_metrics, methods=["GET"]),
         ]
-        keys_sha256 = self._config.api_keys_sha256
         app = GatewayApp(
             routes=routes,
-            middleware=[Middleware(IngressBoundary), Middleware(ApiKeyGuard, keys_sha256=keys_sha256)],
+            middleware=[Middleware(self._front)],
             exception_handlers={HTTPException: _routing_error},
             lifespan=self._lifespan,
         )
         for path, endpoint in (("/v1/chat/completions", chat), ("/v1/completions", completions)):
-            app.direct[path] = IngressBoundary(ApiKeyGuard(endpoint, keys_sha256))
+            app.direct[path] = self._front(endpoint)
         # A redirect would drop the body of a POST in some clients; an unknown path says so instead.
         app.router.redirect_slashes = False
         return app
@@ -112,6 +117,11 @@ class Gateway:
         await self._catalog.close()
         await self._directory.close()
 
+    def _front(self, app: ASGIApp) -> ASGIApp:
+        """Return `app` behind everything that every request goes through."""
+        hosts = None if self._keys.is_locked else self._config.allowed_hosts
+        return IngressBoundary(HeadGuard(ApiKeyGuard(app, self._keys), self._config.limits, hosts))
+
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         try:
@@ -120,10 +130,12 @@ class Gateway:
             await self.close()
 
     async def _list_models(self, request: Request) -> Response:
-        return _json(ModelList([_card(model) for model in self._catalog.list()]))
+        caller = caller_of(request.scope)
+        return _json(ModelList([_card(model) for model in self._catalog.list() if caller.sees(model.name)]))
 
     async def _show_model(self, request: Request) -> Response:
-        return _json(_card(self._catalog.get(request.path_params["name"])))
+        name: str = request.path_params["name"]
+        return _json(_card(visible_model(name, caller_of(request.scope), self._catalog)))
 
     async def _ready(self, request: Request) -> Response:
         report = await self._readiness.report()

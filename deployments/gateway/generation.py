@@ -59,6 +59,11 @@ class Choice:
         return self._request.num_prompt_tokens
 
     @property
+    def max_tokens(self) -> int:
+        """Most tokens that are generated."""
+        return self._request.sampling.max_tokens
+
+    @property
     def num_tokens(self) -> int:
         """Generated tokens, with the invisible one that ended it, without any after a stop string."""
         return self._text.num_tokens + self._num_stop_tokens

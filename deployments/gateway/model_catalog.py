@@ -147,7 +147,7 @@ class ModelCatalog:
 
     def _refuse_unknown(self, name: str) -> None:
         if name not in self._expected and not self._directory.statuses(name):
-            raise ModelNotFound(f"The model '{name[:64]}' does not exist; see /v1/models", param="model")
+            raise unknown_model(name)
 
     def _model(self, served: ServedModel, tokenizer: ModelTokenizer) -> GatewayModel:
         return GatewayModel(served.name, served.max_model_len, self._created[served.name], tokenizer, self._threads)
@@ -171,6 +171,11 @@ class ModelCatalog:
             logger.info("tokenizer loaded", extra={"model": model.name, "seconds": seconds})
         finally:
             del self._loading[_version(model)]
+
+
+def unknown_model(name: str) -> ModelNotFound:
+    """Return the refusal of a name nobody serves; also of one that does not exist for this caller."""
+    return ModelNotFound(f"The model '{name[:64]}' does not exist; see /v1/models", param="model")
 
 
 def _version(model: ServedModel) -> _Version:

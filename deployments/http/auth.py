@@ -1,36 +1,41 @@
-"""Who may call: API keys, of which only hashes are known here."""
-
-import hashlib
-import hmac
-from collections.abc import Sequence
+"""Who may call: everything needs a key but the paths of load balancers and supervisors."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import Unauthorized
+from deployments.http.caller import Caller, note_caller
+from deployments.http.key_ring import KeyRing
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """Load balancers and supervisors have no key."""
 
 
 class ApiKeyGuard:
-    """Lets a request through to `app` if it carries a known key, or if no keys are configured."""
+    """Lets a request through to `app` if it carries a known key whose limits allow it, or if no keys are configured."""
 
-    def __init__(self, app: ASGIApp, keys_sha256: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
-        self._digests = [bytes.fromhex(key) for key in keys_sha256]
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises Unauthorized for everything but open paths without a known key."""
-        if scope["type"] == "http" and self._digests and scope["path"] not in OPEN_PATHS:
-            self._check(Headers(scope=scope))
-        await self._app(scope, receive, send)
+        """Serve one request and note its caller in `scope`. Raises Unauthorized, RateLimited.
 
-    def _check(self, headers: Headers) -> None:
+        The path that is looked at is the one that is routed by, never one rebuilt from headers.
+        """
+        if scope["type"] != "http" or not self._keys.is_locked or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        caller = await self._caller(Headers(scope=scope))
+        note_caller(scope, caller)
+        with caller.quota.request():
+            await self._app(scope, receive, send)
+
+    async def _caller(self, headers: Headers) -> Caller:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise Unauthorized("no API key was sent; send the header `Authorization: Bearer YOUR_KEY`")
-        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
-        # All are compared, so the time taken tells nothing about which one was near.
-        if sum(hmac.compare_digest(digest, known) for known in self._digests) == 0:
+        caller = await self._keys.find(key.strip())
+        if caller is None:
             raise Unauthorized("the API key is not known to this server; check it")
+        return caller

@@ -17,6 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.errors import EaglerayError
 from core.logs import log_context
 from deployments.http.auth import OPEN_PATHS
+from deployments.http.caller import caller_of
+from deployments.http.errors import SlowClient
+from deployments.http.quota import RawHeaders
 from deployments.openai.errors import error_event, error_response
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,10 @@ _POLLED_PATHS = OPEN_PATHS | {"/metrics"}
 """Asked every few seconds for ever; their lines would bury the others."""
 _CLIENT_LEFT_STATUS = 499
 """Nginx's number for it; logged, never sent."""
+_NO_WEBSOCKETS = 1008
+"""Policy violation."""
+_CLOSING_STATUSES = frozenset({408, 413, 431})
+"""Answers to requests that may still be under way: what is left of them must not be taken for the next request."""
 
 
 class IngressBoundary:
@@ -36,6 +43,9 @@ class IngressBoundary:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; raises nothing but cancellation."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": _NO_WEBSOCKETS})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -68,6 +78,8 @@ class _Exchange:
                 "status": self._status or _CLIENT_LEFT_STATUS,
                 "ms": round((time.perf_counter() - started_s) * 1e3, 1),
             }
+            if name := caller_of(self._scope).name:
+                fields["key"] = name
             level = logging.DEBUG if self._scope["path"] in _POLLED_PATHS else logging.INFO
             logger.log(level, "http request", extra=fields if error_code is None else {**fields, "error": error_code})
 
@@ -77,6 +89,8 @@ class _Exchange:
             await app(self._scope, self._receive, self._tracking_send)
         except ClientDisconnect:
             return "client_left"
+        except SlowClient as error:
+            return error.code  # who does not read need not be told
         except EaglerayError as error:
             return await self._answer(error)
         except Exception:  # a bug becomes a 500 without its insides
@@ -100,8 +114,12 @@ class _Exchange:
             self._status = message["status"]
             headers = list(message.get("headers", ()))
             self._is_event_stream = any(name == b"content-type" and b"event-stream" in value for name, value in headers)
-            message = {**message, "headers": [*headers, (b"x-request-id", self._request_id.encode())]}
+            message = {**message, "headers": [*headers, *self._own_headers(message["status"])]}
         return self._send(message)
+
+    def _own_headers(self, status: int) -> RawHeaders:
+        headers = [(b"x-request-id", self._request_id.encode()), *caller_of(self._scope).quota.headers()]
+        return [*headers, (b"connection", b"close")] if status in _CLOSING_STATUSES else headers
 
 
 def _request_id(headers: Headers) -> str:

@@ -8,7 +8,8 @@ import msgspec
 from deployments.gateway.config import HttpLimits
 from deployments.gateway.generation import ChoiceEnd, Delta
 from deployments.gateway.model_catalog import ModelCatalog, ModelTokenizer
-from deployments.openai.job import Job, build_choices, new_meta
+from deployments.http.caller import Caller
+from deployments.openai.job import Job, build_choices, new_meta, visible_model
 from deployments.openai.logprobs import ChatLogprobs, chat_logprobs
 from deployments.openai.responses import CollectedChoice, ResponseMeta, Usage
 from deployments.openai.schemas import ChatMessage, ChatRequest, parse_chat
@@ -101,13 +102,15 @@ class ChatWriter:
         return self._head + choice + self._tail
 
 
-async def prepare_chat(body: bytes, catalog: ModelCatalog, limits: HttpLimits) -> Job:
+async def prepare_chat(body: bytes, caller: Caller, catalog: ModelCatalog, limits: HttpLimits) -> Job:
     """Return what is to be run. Raises RequestError, NotReady."""
     request = parse_chat(body, limits)
-    model = catalog.get(request.model)
+    model = visible_model(request.model, caller, catalog)
     token_ids = await model.chat([_plain(message) for message in request.messages])
     meta = new_meta("chatcmpl", model)
-    choices = build_choices(request, model, [token_ids], meta.id, limits, request.token_limit, request.num_logprobs)
+    choices = build_choices(
+        request, caller, model, [token_ids], meta.id, limits, request.token_limit, request.num_logprobs
+    )
     return Job(model.name, request, choices, ChatWriter(meta, request, model.tokenizer))
 
 

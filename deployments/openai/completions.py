@@ -8,7 +8,8 @@ import msgspec
 from deployments.gateway.config import HttpLimits
 from deployments.gateway.generation import ChoiceEnd, Delta
 from deployments.gateway.model_catalog import GatewayModel, ModelCatalog, ModelTokenizer
-from deployments.openai.job import Job, build_choices, new_meta
+from deployments.http.caller import Caller
+from deployments.openai.job import Job, build_choices, new_meta, visible_model
 from deployments.openai.logprobs import CompletionLogprobs, completion_logprobs
 from deployments.openai.responses import CollectedChoice, ResponseMeta, Usage
 from deployments.openai.schemas import CompletionRequest, parse_completion
@@ -88,15 +89,15 @@ class CompletionWriter:
         return json_value(Completion(meta.id, meta.created, meta.model, answers, usage))
 
 
-async def prepare_completion(body: bytes, catalog: ModelCatalog, limits: HttpLimits) -> Job:
+async def prepare_completion(body: bytes, caller: Caller, catalog: ModelCatalog, limits: HttpLimits) -> Job:
     """Return what is to be run. Raises RequestError, NotReady."""
     request = parse_completion(body, limits)
-    model = catalog.get(request.model)
+    model = visible_model(request.model, caller, catalog)
     prompts: list[list[int]] = []
     for prompt in request.prompts():
         prompts.append(await model.encode(prompt) if isinstance(prompt, str) else prompt)
     meta = new_meta("cmpl", model)
-    choices = build_choices(request, model, prompts, meta.id, limits, request.token_limit, request.logprobs)
+    choices = build_choices(request, caller, model, prompts, meta.id, limits, request.token_limit, request.logprobs)
     echoes = [_echo(request, prompt, model) for prompt in request.prompts() for _ in range(request.num_completions)]
     return Job(model.name, request, choices, CompletionWriter(meta, request, echoes, model.tokenizer))
 

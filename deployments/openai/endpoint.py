@@ -13,14 +13,15 @@ from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.model_catalog import ModelCatalog
 from deployments.gateway.readiness import Readiness
 from deployments.groups.unbroken import UnbrokenStreams
+from deployments.http.caller import Caller, caller_of
 from deployments.http.disconnect import run_while_connected
 from deployments.http.limits import read_body
 from deployments.openai.job import Job
 from deployments.openai.responses import CollectedChoice
 from deployments.openai.sse import DONE, SseResponse
 
-Prepare = Callable[[bytes, ModelCatalog, HttpLimits], Awaitable[Job]]
-"""Turns a body into a job. Raises RequestError, NotReady."""
+Prepare = Callable[[bytes, Caller, ModelCatalog, HttpLimits], Awaitable[Job]]
+"""Turns a caller's body into a job. Raises RequestError, NotReady."""
 
 
 class GatewayServices(NamedTuple):
@@ -43,13 +44,17 @@ class GenerationEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises EaglerayError, ClientDisconnect."""
-        services = self._services
+        services, caller = self._services, caller_of(scope)
         with services.metrics.request(self._operation) as record:
             body = await read_body(Headers(scope=scope), receive, services.limits)
-            job = await self._prepare(body, services.catalog, services.limits)
+            job = await self._prepare(body, caller, services.catalog, services.limits)
             record.started(job.model, job.choices, job.fields.num_completions)
-            answer = self._stream(job, send) if job.fields.stream else self._whole(job, scope, receive, send)
-            await run_while_connected(answer, receive)
+            reservation = caller.quota.reserve(job.max_total_tokens)
+            try:
+                answer = self._stream(job, send) if job.fields.stream else self._whole(job, scope, receive, send)
+                await run_while_connected(answer, receive)
+            finally:
+                reservation.settle(job.num_computed_tokens)
             services.readiness.saw_tokens(job.model)
 
     async def _stream(self, job: Job, send: Send) -> None:

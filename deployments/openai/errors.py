@@ -21,7 +21,14 @@ from core.errors import (
     Unauthorized,
 )
 from core.frames import ConnectionLost
-from deployments.http.errors import BodyTimeout, MethodNotAllowed, RouteNotFound, UnsupportedMediaType
+from deployments.http.errors import (
+    BodyTimeout,
+    HeadersTooLarge,
+    MethodNotAllowed,
+    RateLimited,
+    RouteNotFound,
+    UnsupportedMediaType,
+)
 
 _MAX_MESSAGE_CHARACTERS = 1000
 _MAX_RETRY_AFTER_S = 120
@@ -42,6 +49,8 @@ _ANSWERS: dict[type[EaglerayError], _Answer] = {
     BodyTimeout: _Answer(408, "invalid_request_error"),
     PayloadTooLarge: _Answer(413, "invalid_request_error"),
     UnsupportedMediaType: _Answer(415, "invalid_request_error"),
+    HeadersTooLarge: _Answer(431, "invalid_request_error"),
+    RateLimited: _Answer(429, "rate_limit_error"),
     QueueFull: _Answer(429, "rate_limit_error"),
     Overloaded: _Answer(503, "server_error"),
     ReplicaFailed: _Answer(502, "server_error"),

@@ -9,7 +9,8 @@ import msgspec
 
 from deployments.gateway.config import HttpLimits
 from deployments.gateway.generation import Choice, Delta
-from deployments.gateway.model_catalog import GatewayModel
+from deployments.gateway.model_catalog import GatewayModel, ModelCatalog, unknown_model
+from deployments.http.caller import Caller
 from deployments.openai.responses import CollectedChoice, ResponseMeta, Usage
 from deployments.openai.sampling import check_prompt_ids, sampling_params, seed_of_choice, token_budget
 from deployments.openai.schemas import GenerationFields
@@ -50,14 +51,34 @@ class Job(NamedTuple):
         """Token counts; final when all choices have run."""
         return Usage.of(self.choices, self.fields.num_completions)
 
+    @property
+    def max_total_tokens(self) -> int:
+        """Tokens of every prompt, once, and most tokens of every choice."""
+        prompts = self.choices[:: self.fields.num_completions]
+        return sum(choice.num_prompt_tokens for choice in prompts) + sum(choice.max_tokens for choice in self.choices)
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Those of them that were computed so far; prompts count if anything came of any."""
+        has_begun = any(choice.first_token_at_s is not None for choice in self.choices)
+        return self.usage.total_tokens if has_begun else 0
+
 
 def new_meta(prefix: str, model: GatewayModel) -> ResponseMeta:
     """Return a fresh response id, `created` and the model's name."""
     return ResponseMeta(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model.name)
 
 
+def visible_model(name: str, caller: Caller, catalog: ModelCatalog) -> GatewayModel:
+    """Return a model that exists for the caller. Raises ModelNotFound, NotReady."""
+    if not caller.sees(name):
+        raise unknown_model(name)
+    return catalog.get(name)
+
+
 def build_choices(
     fields: GenerationFields,
+    caller: Caller,
     model: GatewayModel,
     prompts: Sequence[list[int]],
     response_id: str,
@@ -78,8 +99,9 @@ def build_choices(
                 token_ids=token_ids,
                 num_prompt_tokens=len(token_ids),
                 sampling=msgspec.structs.replace(sampling, seed=seed_of_choice(sampling.seed, index)),
-                priority=fields.priority or 0,
+                priority=caller.priority + (fields.priority or 0),
                 deadline_s=limits.request_timeout_s,
+                cache_salt=caller.cache_salt(fields.cache_salt),
             )
             choices.append(Choice(index, model.name, request, _text_stream(fields, model, token_ids)))
     return choices

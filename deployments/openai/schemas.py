@@ -1,7 +1,8 @@
 """What the OpenAI endpoints accept: strict types (`"3"` and `true` are not 3), the first problem only.
 
 The OpenAI fields, and those that vLLM and Hugging Face servers added and clients send: top_k, min_p,
-repetition_penalty, min_tokens, ignore_eos, stop_token_ids, skip_special_tokens, include_stop_str_in_output, priority.
+repetition_penalty, min_tokens, ignore_eos, stop_token_ids, skip_special_tokens, include_stop_str_in_output, priority,
+cache_salt.
 """
 
 from typing import Annotated
@@ -59,7 +60,9 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     priority: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    """Lower runs first; callers can only step back."""
+    """Lower runs first; added to the priority of the caller's key, so callers can only step back."""
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    """Requests share cached prefixes only with those of the same tenant and the same salt."""
 
     @property
     def stop_strings(self) -> list[str]:
