@@ -29,6 +29,8 @@ class Claim:
     num_uncached_tokens: int
     """Prefill; exact once it has started."""
     num_output_tokens: int
+    num_prefilled_tokens: int
+    """Of the uncached ones; 0 while it waits."""
     accepted_s: float
     predicted_wait_s: float | None
     """Time for the work before it, as it was predicted when it came; without the correction for bias."""
@@ -119,13 +121,25 @@ class Backlog:
         with self._lock:
             return _queue_full(message, self._wait("", 0))
 
-    def enter(self, request: GenerationRequest, num_left: int, wait: Wait, now_s: float) -> Claim:
-        """Count an accepted request, and return its claim."""
+    @property
+    def num_uncached_tokens(self) -> int:
+        """Prefill that has still to be computed, as far as is known."""
+        return self._waiting.num_uncached_tokens + self._num_prefill_tokens
+
+    def enter(
+        self, request: GenerationRequest, num_left: int, wait: Wait, now_s: float, num_cached_tokens: int | None = None
+    ) -> Claim:
+        """Count an accepted request, and return its claim; `num_cached_tokens` if somebody looked."""
+        if num_cached_tokens is None:
+            num_uncached_tokens = self.estimates.uncached_tokens(request)
+        else:
+            num_uncached_tokens = len(request.token_ids) - num_cached_tokens
         claim = Claim(
             tenant=request.tenant_key,
             priority=request.priority,
-            num_uncached_tokens=self.estimates.uncached_tokens(request),
+            num_uncached_tokens=num_uncached_tokens,
             num_output_tokens=self.estimates.output_tokens(request, num_left),
+            num_prefilled_tokens=0,
             accepted_s=now_s,
             predicted_wait_s=wait.computed_s,
         )
@@ -143,10 +157,16 @@ class Backlog:
             self._num_prefill_tokens += claim.num_uncached_tokens
         self.estimates.note_start(num_tokens, num_cached_tokens)
 
+    def advance(self, claim: Claim, num_tokens: int) -> None:
+        """So many more tokens of the request's prefill were computed."""
+        with self._lock:
+            claim.num_prefilled_tokens += num_tokens
+            self._num_prefill_tokens -= num_tokens
+
     def end_prefill(self, claim: Claim, now_s: float) -> None:
         """The request has got the first token since it started."""
         with self._lock:
-            self._num_prefill_tokens -= claim.num_uncached_tokens
+            self._num_prefill_tokens -= claim.num_uncached_tokens - claim.num_prefilled_tokens
             claim.state = "decoding"
         predicted_s, claim.predicted_wait_s = claim.predicted_wait_s, None
         if predicted_s is not None:
@@ -178,19 +198,18 @@ class Backlog:
     # All below: the lock is held.
 
     def _wait(self, tenant: str, priority: int) -> Wait:
-        everybody = self._work_s(self._waiting)
-        own = Work()
+        num_tenants = len(self._waiting_by_tenant) + (tenant not in self._waiting_by_tenant)
+        turns = Work()
         for own_priority, work in self._waiting_by_tenant.get(tenant, {}).items():
             if own_priority <= priority:
-                own.num_requests += work.num_requests
-                own.num_uncached_tokens += work.num_uncached_tokens
-                own.num_output_tokens += work.num_output_tokens
-        mine = self._work_s(own)
-        prefills = self.estimates.work_s(self._num_prefill_tokens, 0, 1)
-        if everybody is None or mine is None or prefills is None:
+                turns.num_requests += work.num_requests * num_tenants
+                turns.num_uncached_tokens += work.num_uncached_tokens * num_tenants
+                turns.num_output_tokens += work.num_output_tokens * num_tenants
+        prefills_s = self.estimates.work_s(self._num_prefill_tokens, 0, 1)
+        queue_s, turns_s = self._work_s(self._waiting), self._work_s(turns)
+        if prefills_s is None or queue_s is None or turns_s is None:
             return Wait(None, 0.0)
-        num_tenants = len(self._waiting_by_tenant) + (tenant not in self._waiting_by_tenant)
-        wait_s = prefills + min(everybody, mine * num_tenants)
+        wait_s = prefills_s + min(queue_s, turns_s)
         return Wait(wait_s, self.estimates.unbiased_s(wait_s))
 
     def _work_s(self, before: Work) -> float | None:
@@ -218,7 +237,8 @@ class Backlog:
     def _leave_row(self, claim: Claim) -> None:
         self._num_running -= 1
         if claim.state == "prefilling":
-            self._num_prefill_tokens -= claim.num_uncached_tokens
+            self._num_prefill_tokens -= claim.num_uncached_tokens - claim.num_prefilled_tokens
+        claim.num_prefilled_tokens = 0
 
 
 def _queue_full(why: str, wait: Wait) -> QueueFull:

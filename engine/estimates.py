@@ -1,4 +1,7 @@
-"""What requests have been like lately, and so what the next one will cost; written by the engine thread, read by any."""
+"""What requests have been like lately, and so what the next one will cost.
+
+Written by the engine thread, read by any.
+"""
 
 from engine.request import GenerationRequest
 from engine.step_costs import StepCosts
@@ -7,18 +10,19 @@ _MEMORY = 64
 """Requests over which a mean is taken, about."""
 _FIRST_OUTPUT_TOKENS = 256
 """Expected of a request before any has ended."""
-_SHORTEST_WAIT_S = 0.05
-"""Waits that were predicted shorter say nothing about how good predictions are: they are of the length of a step."""
+_TRUST = 8
+"""Predictions count as right at first, as if so many waits of a second had been."""
 _LARGEST_BIAS = 4.0
+_SHORTEST_S = 1e-3
 
 
 class MovingMean:
     """The mean of the first values, and then of about the last 64, recent ones counting more."""
 
-    def __init__(self, first: float) -> None:
+    def __init__(self, first: float, weight: int = 0) -> None:
         self.value = first
-        """Before anything was added: the expectation given."""
-        self._count = 0
+        """Before anything was added: the expectation given, which counts like `weight` values."""
+        self._count = weight
 
     def add(self, value: float) -> None:
         """Take in one value."""
@@ -35,7 +39,8 @@ class Estimates:
         self._output_tokens = MovingMean(_FIRST_OUTPUT_TOKENS)
         self._context_tokens = MovingMean(0.0)
         self._uncached_share = MovingMean(1.0)
-        self._wait_bias = MovingMean(1.0)
+        self._predicted_wait_s = MovingMean(1.0, _TRUST)
+        self._actual_wait_s = MovingMean(1.0, _TRUST)
 
     # What happened
 
@@ -45,9 +50,8 @@ class Estimates:
 
     def note_wait(self, predicted_s: float, actual_s: float) -> None:
         """A request has got its first token. `predicted_s`: as `wait_s` was before it was corrected for its bias."""
-        if predicted_s >= _SHORTEST_WAIT_S:
-            ratio = actual_s / predicted_s
-            self._wait_bias.add(min(max(ratio, 1 / _LARGEST_BIAS), _LARGEST_BIAS))
+        self._predicted_wait_s.add(predicted_s)
+        self._actual_wait_s.add(actual_s)
 
     def note_end(self, num_prompt_tokens: int, num_output_tokens: int) -> None:
         """A request came to the end that its model or its caller wanted."""
@@ -89,4 +93,6 @@ class Estimates:
 
     def unbiased_s(self, wait_s: float) -> float:
         """Return a predicted wait, corrected by how such predictions have turned out."""
-        return wait_s * self._wait_bias.value
+        # Of means, not the mean of ratios: a wait of some milliseconds may well be off by a factor.
+        bias = self._actual_wait_s.value / max(self._predicted_wait_s.value, _SHORTEST_S)
+        return wait_s * min(max(bias, 1 / _LARGEST_BIAS), _LARGEST_BIAS)

@@ -1,7 +1,7 @@
 """Whose turn it is among tenants, by what each has been given: virtual token counters.
 
-After "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024): a tenant's counter grows with its prompt and
-output tokens, and who waits with the smallest goes next. A tenant that was away resumes where those who were served
+After "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024): a tenant's counter grows with its prompt
+and output tokens, and who waits with the smallest goes next. A tenant that was away resumes where those who were served
 meanwhile are, so that nobody saves up turns (start-time fair queuing, Goyal et al., SIGCOMM 1996).
 """
 

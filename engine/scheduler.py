@@ -313,6 +313,7 @@ class Scheduler:
             stay.commit_prefill(num_tokens, token_id, self._log.tick)
             self.num_computed_tokens += num_tokens
             self._unpublished.append(stay)
+            self._backlog.advance(stay.live.claim, num_tokens)
             if token_id is not None:
                 self._backlog.end_prefill(stay.live.claim, self._now_s)
                 self._take_token(stay, remarks.get(stay.row) or RowToken(stay.row, token_id))
@@ -364,7 +365,7 @@ class Scheduler:
             self._leave_row(live.stay)
 
 
-def _order(stay: RowStay) -> tuple[int, int]:
+def _order(stay: RowStay) -> tuple[float, int]:
     return stay.live.order
 
 

@@ -7,6 +7,7 @@ import pytest
 from core.errors import ContextTooLong, Draining, InvalidRequest, NotReady, QueueFull, RankDied
 from engine.config import SchedulerConfig
 from engine.engine import steps_under_way
+from engine.step_costs import StepCosts
 from parallel.plan import SampledTokens, StepResult
 from tests.support.engines import Collector, make_config, make_engine, make_request, run_until_idle, tiny_spec
 from tests.support.fake_clock import FakeClock
@@ -106,6 +107,33 @@ def test_a_deadline_ends_running_and_waiting_requests_alike(sink):
         "waiting": "deadline_exceeded",
     }
     assert "while waiting, 0 tokens generated" in sink.ended["waiting"].error.message
+
+
+def test_a_waiting_request_that_can_no_longer_meet_its_deadline_is_ended_and_not_computed(sink):
+    clock, ranks = FakeClock(), FakeRankPool()
+    engine = engine_of(ranks, config=make_config(scheduler={"max_running": 1}), clock=clock)
+    engine._estimates.step_costs = StepCosts(0.0, prefill_token_s=1.0, sequence_s=0.0, kv_token_s=0.0)
+    engine.submit(make_request("long", [1], max_tokens=100), sink)
+    engine.step()
+    engine.submit(make_request("a", [1] * 10, deadline_s=30.0), sink)  # ten seconds of work
+    clock.advance(20.5)
+    engine.step()
+    assert "can no longer be met" in sink.ended["a"].error.message
+    assert engine.load().num_prompt_tokens == 1
+
+
+def test_a_running_request_has_until_its_deadline(sink):
+    clock = FakeClock()
+    engine = engine_of(clock=clock)
+    engine._estimates.step_costs = StepCosts(0.0, prefill_token_s=1.0, sequence_s=0.0, kv_token_s=0.0)
+    engine.submit(make_request("a", [1] * 10, max_tokens=50, deadline_s=30.0), sink)
+    engine.step()
+    clock.advance(29.0)
+    engine.step()
+    assert "a" not in sink.ended
+    clock.advance(1.0)
+    engine.step()
+    assert "passed while running" in sink.ended["a"].error.message
 
 
 def test_one_row_that_fails_ends_only_its_own_request(sink):

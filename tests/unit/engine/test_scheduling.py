@@ -5,6 +5,7 @@ import pytest
 from core.errors import InvalidConfig
 from parallel.plan import unpack_integers
 from tests.support.engines import Collector, make_config, make_engine, make_request, run_until_idle
+from tests.support.fake_clock import FakeClock
 from tests.support.fake_ranks import FakeRankPool, expected_tokens
 
 
@@ -201,3 +202,44 @@ def test_admission_leaves_each_running_request_a_block_to_grow_into():
     assert (engine.load().num_running, engine.load().num_waiting) == (1, 1)
     run_until_idle(engine)
     assert engine.load().num_preemptions == 0
+
+
+# Who waits
+
+
+def engine_at(clock, **scheduler):
+    ranks = FakeRankPool()
+    return make_engine(ranks, 64, make_config(scheduler=scheduler), clock=clock), Collector()
+
+
+def order_of_first_tokens(engine, sink):
+    run_until_idle(engine)
+    return [event.request_id for call in sink.calls for event in call if sink.events[event.request_id][0] is event]
+
+
+def test_a_request_of_worse_priority_is_not_overtaken_for_ever():
+    clock = FakeClock()
+    engine, sink = engine_at(clock, max_running=1, priority_step_s=30)
+    engine.submit(make_request("running", [1], max_tokens=3), sink)
+    engine.step()
+    engine.submit(make_request("patient", [1], priority=2), sink)
+    for name, advance in (("soon", 30.0), ("late", 31.0)):
+        clock.advance(advance)
+        engine.submit(make_request(name, [1], priority=0), sink)
+    assert order_of_first_tokens(engine, sink) == ["running", "soon", "patient", "late"]
+
+
+def test_tenants_take_turns_while_requests_wait():
+    engine, sink = engine_at(FakeClock(), max_running=1)
+    for name in ("a1", "a2", "a3", "b1", "b2"):
+        engine.submit(make_request(name, [1, 2], cache_salt=name[0]), sink)
+    assert order_of_first_tokens(engine, sink) == ["a1", "b1", "a2", "b2", "a3"]
+
+
+def test_a_stream_that_broke_goes_before_requests_that_wait():
+    engine, sink = engine_at(FakeClock(), max_running=1)
+    for name in "abc":
+        engine.submit(make_request(name, [1, 2]), sink)
+    engine.submit(make_request("resumed", [1, 2, 3], num_prompt_tokens=2), sink)
+    engine.step()
+    assert order_of_first_tokens(engine, sink)[0] == "resumed"
