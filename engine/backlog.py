@@ -29,12 +29,12 @@ class Claim:
     num_uncached_tokens: int
     """Prefill; exact once it has started."""
     num_output_tokens: int
-    num_prefilled_tokens: int
-    """Of the uncached ones; 0 while it waits."""
     accepted_s: float
     predicted_wait_s: float | None
     """Time for the work before it, as it was predicted when it came; without the correction for bias."""
     state: Literal["waiting", "prefilling", "decoding", "ended"] = "waiting"
+    num_prefilled_tokens: int = 0
+    """Of the uncached ones; 0 while it waits."""
 
 
 @dataclass(slots=True)
@@ -139,7 +139,6 @@ class Backlog:
             priority=request.priority,
             num_uncached_tokens=num_uncached_tokens,
             num_output_tokens=self.estimates.output_tokens(request, num_left),
-            num_prefilled_tokens=0,
             accepted_s=now_s,
             predicted_wait_s=wait.computed_s,
         )

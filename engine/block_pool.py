@@ -25,11 +25,7 @@ class OutOfBlocks(EaglerayError):
 
 
 class BlockListener(Protocol):
-    """Hears which prefixes the pool can serve. Called on the engine thread; must not block or raise."""
-
-    def on_stored(self, block_hashes: Sequence[BlockHash]) -> None:
-        """These hashes can now be found."""
-        ...
+    """Hears what the pool can no longer serve. Called on the engine thread; must not block or raise."""
 
     def on_evicted(self, block_hashes: Sequence[BlockHash]) -> None:
         """These hashes can no longer be found."""
@@ -116,15 +112,11 @@ class BlockPool:
 
         Content that another block already holds keeps that block: the duplicate becomes free when it is released.
         """
-        stored: list[BlockHash] = []
         for block, block_hash in zip(blocks, block_hashes, strict=True):
             assert self._ref_counts[block] > 0, f"block {block} was published without a reference"
             if block_hash not in self._block_of and self._hash_of[block] is None:
                 self._block_of[block_hash] = block
                 self._hash_of[block] = block_hash
-                stored.append(block_hash)
-        if stored and self._listener is not None:
-            self._listener.on_stored(stored)
 
     def forget(self, blocks: Sequence[int]) -> None:
         """Make referenced blocks impossible to find; they become free once nobody refers to them."""

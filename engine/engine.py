@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -15,7 +15,7 @@ from core.errors import Draining, EaglerayError, NotReady, ReplicaFailed
 from core.progress import Progress
 from engine.admission import Admission
 from engine.backlog import Backlog
-from engine.block_pool import BlockListener, BlockPool
+from engine.block_pool import BlockPool
 from engine.config import EngineConfig, SchedulerConfig
 from engine.estimates import Estimates
 from engine.intake import RETRY_AFTER_S, Intake
@@ -23,9 +23,10 @@ from engine.memory import MemoryPlan
 from engine.outbox import Outbox
 from engine.prefix_cache import PrefixCache
 from engine.ranks import RankPool
-from engine.request import EngineLoad, EventSink, GenerationRequest
+from engine.request import EngineLoad, EventSink, GenerationRequest, Placement
 from engine.scheduler import Scheduler
 from engine.stats import EngineStats
+from engine.step_cost_model import StepCostModel
 from engine.step_deadline import StepDeadline
 from engine.step_writer import ScheduledStep
 from parallel.checkpoint.reader import open_checkpoint
@@ -34,6 +35,10 @@ from parallel.models.spec import ModelSpec
 from parallel.ops.choice import OpChoice
 from parallel.rank.messages import Load
 from parallel.sharding import ShardPlan
+
+if TYPE_CHECKING:
+    # Needs xxhash, which an engine that nobody routes to does without.
+    from engine.prefix_feed import PrefixFeed
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +60,16 @@ class Engine:
         ranks: RankPool,
         num_blocks: int,
         clock: Clock | None = None,
-        block_listener: BlockListener | None = None,
+        prefix_feed: "PrefixFeed | None" = None,
         ops: Sequence[OpChoice] = (),
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`ranks` must be loaded. It stays the caller's to close.
 
-        `ops` is what they compute with, to be shown; `stats` are measured with `timer`.
+        `ops` is what they compute with, to be shown; `stats` are measured with `timer`. `prefix_feed` is to hear what
+        the prefix cache holds.
         """
+        self.prefix_feed = prefix_feed
         self.ops = tuple(ops)
         self.stats = EngineStats()
         self.max_model_len = config.model.max_model_len or spec.max_context
@@ -72,14 +79,16 @@ class Engine:
         depth = config.scheduler.max_steps_under_way
         self._max_steps_under_way = 1 if depth == "auto" else depth
         cache, limits = config.cache, config.scheduler
-        self._pool = BlockPool(num_blocks, block_listener)
-        prefix_cache = PrefixCache(self._pool, cache.block_size, cache.prefix_caching)
+        self._pool = BlockPool(num_blocks, prefix_feed)
+        prefix_cache = PrefixCache(self._pool, cache.block_size, cache.prefix_caching, prefix_feed)
         self._outbox = Outbox()
         self._estimates = Estimates()
         self._backlog = Backlog(limits, self._estimates)
         self._scheduler = Scheduler(limits, self._pool, prefix_cache, cache.block_size, self._outbox, self._backlog)
         admission = Admission(spec, self.max_model_len, num_blocks, cache.block_size)
-        self._intake = Intake(admission, self._backlog, limits, cache.block_size, cache.prefix_caching, self._clock)
+        self._intake = Intake(admission, self._backlog, limits, prefix_cache, self._clock)
+        self._step_costs = StepCostModel()
+        self._max_step_tokens = limits.max_step_tokens
         self._step_timeout_s = config.parallel.step_timeout_s
         self._step_deadline = StepDeadline(self._step_timeout_s)
         self._under_way: deque[ScheduledStep] = deque()
@@ -88,12 +97,12 @@ class Engine:
         self._closed_by: EaglerayError | None = None
         self._is_looping = False
 
-    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
-        """Accept a request: from now on exactly one terminal event of it will reach `sink`.
+    def submit(self, request: GenerationRequest, sink: EventSink) -> Placement:
+        """Accept a request: from now on exactly one terminal event of it will reach `sink`. Return what it adds.
 
         Raises InvalidRequest, ContextTooLong, QueueFull, Draining or NotReady; then nothing reaches `sink`.
         """
-        self._intake.submit(request, sink)
+        return self._intake.submit(request, sink)
 
     def cancel(self, request_id: str) -> None:
         """Have the request end with `cancelled` within a step; unknown and ended requests are ignored."""
@@ -122,6 +131,7 @@ class Engine:
         live = self._intake.totals()
         counters, pool = self._scheduler.counters, self._pool
         num_running = min(live.num_requests, len(self._scheduler.running))
+        step_costs = self._estimates.step_costs = self._step_costs.costs()
         return EngineLoad(
             num_running=num_running,
             num_waiting=live.num_requests - num_running,
@@ -134,6 +144,10 @@ class Engine:
             num_generated_tokens=counters.num_generated_tokens,
             num_prompt_tokens=counters.num_prompt_tokens,
             num_cached_prompt_tokens=counters.num_cached_prompt_tokens,
+            num_uncached_tokens=self._backlog.num_uncached_tokens,
+            num_kv_tokens=self._scheduler.num_computed_tokens,
+            max_step_tokens=self._max_step_tokens,
+            step_costs=step_costs,
         )
 
     def run(self) -> ReplicaFailed | None:
@@ -233,11 +247,17 @@ class Engine:
         result = self._ranks.collect(self._step_deadline.limit_s(step.num_tokens))
         collected = self._timer()
         self._scheduler.commit(step, result)
-        self._step_deadline.record(step.num_tokens, result.rank_time_s)
+        self._learn(step, result.rank_time_s)
         self.stats.num_steps += 1
         self.stats.receive_s += collected - started
         self.stats.commit_s += self._timer() - collected
         return True
+
+    def _learn(self, step: ScheduledStep, seconds: float) -> None:
+        num_decodes = len(step.decodes)
+        self._step_deadline.record(step.num_tokens, seconds)
+        num_kv_tokens = self._scheduler.num_computed_tokens if num_decodes else 0
+        self._step_costs.record(step.num_tokens - num_decodes, num_decodes, num_kv_tokens, seconds)
 
     def _abandon(self, sink: EventSink) -> None:
         """End the requests of a consumer that can no longer be told."""
@@ -260,7 +280,12 @@ class Engine:
         return self._closed_by
 
 
-def start_engine(config: EngineConfig, ranks: RankPool, on_progress: Callable[[Progress], None]) -> Engine:
+def start_engine(
+    config: EngineConfig,
+    ranks: RankPool,
+    on_progress: Callable[[Progress], None],
+    prefix_feed: "PrefixFeed | None" = None,
+) -> Engine:
     """Have the ranks join, divide the memory, have them load; return the engine, ready to run. Blocks.
 
     What can be wrong with model and split is found before the ranks start. Raises StartupError, ReplicaFailed.
@@ -294,7 +319,7 @@ def start_engine(config: EngineConfig, ranks: RankPool, on_progress: Callable[[P
     for choice in ops:
         logger.info("operation has a tier", extra=msgspec.structs.asdict(choice))
     settled = config.model_copy(update={"model": model, "scheduler": scheduler})
-    return Engine(settled, spec, ranks, memory.num_blocks, ops=ops)
+    return Engine(settled, spec, ranks, memory.num_blocks, prefix_feed=prefix_feed, ops=ops)
 
 
 def steps_under_way(scheduler: SchedulerConfig, devices: Sequence[str]) -> Literal[1, 2]:

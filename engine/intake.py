@@ -12,8 +12,8 @@ from engine.admission import Admission
 from engine.backlog import Backlog, Wait
 from engine.config import SchedulerConfig
 from engine.live_request import LiveRequest
-from engine.prefix_cache import BlockHasher
-from engine.request import EventSink, GenerationRequest
+from engine.prefix_cache import PrefixCache
+from engine.request import EventSink, GenerationRequest, Placement
 from parallel.plan import pack_integers
 
 RETRY_AFTER_S = 1.0
@@ -36,15 +36,13 @@ class Intake:
         admission: Admission,
         backlog: Backlog,
         config: SchedulerConfig,
-        block_size: int,
-        hashes_prompts: bool,
+        prefix_cache: PrefixCache,
         clock: Clock,
     ) -> None:
         self._admission = admission
         self._backlog = backlog
         self._config = config
-        self._block_size = block_size
-        self._hashes_prompts = hashes_prompts
+        self._prefix_cache = prefix_cache
         self._clock = clock
         self._arrivals = itertools.count()
         self._wakeup = threading.Event()
@@ -56,8 +54,11 @@ class Intake:
         self._cancelled: deque[LiveRequest] = deque()
         self._refusal: ErrorInfo | None = None
 
-    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
-        """Accept a request. Raises InvalidRequest, ContextTooLong, QueueFull, or what `refuse` was told."""
+    def submit(self, request: GenerationRequest, sink: EventSink) -> Placement:
+        """Accept a request; return what it adds to the work.
+
+        Raises InvalidRequest, ContextTooLong, QueueFull, or what `refuse` was told.
+        """
         self._admission.check(request)
         max_length, stop_ids = self._admission.max_length(request), self._admission.stop_ids(request)
         with self._lock:
@@ -65,9 +66,8 @@ class Intake:
             self._check_open(request, max_length)
         # A long prompt takes milliseconds to hash, which the caller's thread has and the engine's has not.
         packed_tokens = pack_integers(request.token_ids)
-        hasher = BlockHasher(self._block_size, request.cache_salt)
-        if self._hashes_prompts:
-            hasher.extend(packed_tokens, (len(request.token_ids) - 1) // self._block_size)
+        hasher = self._prefix_cache.hash_prompt(packed_tokens, request.cache_salt)
+        num_cached_tokens = self._prefix_cache.num_cached_tokens(hasher)
         with self._lock:
             wait = self._check_open(request, max_length)
             now_s, num_left = self._clock.now_s(), max_length - len(request.token_ids)
@@ -83,12 +83,14 @@ class Intake:
                 max_length=max_length,
                 stop_ids=stop_ids,
                 hasher=hasher,
-                claim=self._backlog.enter(request, num_left, wait, now_s),
+                claim=self._backlog.enter(request, num_left, wait, now_s, num_cached_tokens),
             )
             self._live[request.request_id] = live
             self._num_live_tokens += max_length
             self._new.append(live)
         self._wakeup.set()
+        num_tokens = len(request.token_ids)
+        return Placement(num_tokens - num_cached_tokens, num_tokens, num_left)
 
     def cancel(self, request_id: str) -> None:
         """Have a live request cancelled; others are ignored."""

@@ -7,8 +7,9 @@ equal salts, and looking a prefix up is one dictionary access per block.
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Protocol
 
-from engine.block_pool import BlockHash, BlockPool
+from engine.block_pool import BlockHash, BlockListener, BlockPool
 
 HASH_BYTES = 16
 _TOKEN_BYTES = 4
@@ -33,13 +34,44 @@ class BlockHasher:
             self.hashes.append(parent)
 
 
-class PrefixCache:
-    """What the pool's blocks hold, looked up by content. Disabled, it finds and publishes nothing."""
+class PrefixListener(BlockListener, Protocol):
+    """Hears which beginnings of prompts can be found. Called on the engine thread; must not block or raise."""
 
-    def __init__(self, pool: BlockPool, block_size: int, is_enabled: bool = True) -> None:
+    def on_published(self, hasher: BlockHasher, packed_tokens: bytes | bytearray, first: int, end: int) -> None:
+        """Blocks `first` to `end` (exclusive) of this sequence can now be found, if they could not before."""
+
+
+class PrefixCache:
+    """What the pool's blocks hold, looked up by content. Disabled, it finds and publishes nothing.
+
+    Used by the engine thread, but for what says otherwise.
+    """
+
+    def __init__(
+        self, pool: BlockPool, block_size: int, is_enabled: bool = True, listener: PrefixListener | None = None
+    ) -> None:
         self._pool = pool
         self._block_size = block_size
         self._is_enabled = is_enabled
+        self._listener = listener
+
+    def hash_prompt(self, packed_tokens: bytes | bytearray, salt: str) -> BlockHasher:
+        """Return what names the tokens' blocks, having hashed as many as `match` may look for; any thread."""
+        hasher = BlockHasher(self._block_size, salt)
+        if self._is_enabled:
+            hasher.extend(packed_tokens, self._max_matched_blocks(packed_tokens))
+        return hasher
+
+    def num_cached_tokens(self, hasher: BlockHasher) -> int:
+        """Return how many of the tokens hashed so far can be found now; any thread, as long as nobody hashes more."""
+        if not self._is_enabled:
+            return 0
+        num_blocks = 0
+        for block_hash in hasher.hashes:
+            if self._pool.find(block_hash) is None:
+                break
+            num_blocks += 1
+        return num_blocks * self._block_size
 
     def match(self, hasher: BlockHasher, packed_tokens: bytes | bytearray) -> list[int]:
         """Return the blocks that hold the longest known prefix of the tokens, unchanged and not yet shared.
@@ -48,7 +80,7 @@ class PrefixCache:
         """
         if not self._is_enabled:
             return []
-        max_blocks = (len(packed_tokens) // _TOKEN_BYTES - 1) // self._block_size
+        max_blocks = self._max_matched_blocks(packed_tokens)
         hasher.extend(packed_tokens, max_blocks)
         found: list[int] = []
         for block_hash in hasher.hashes[:max_blocks]:
@@ -66,3 +98,8 @@ class PrefixCache:
             return
         hasher.extend(packed_tokens, end)
         self._pool.publish(blocks[first:end], hasher.hashes[first:end])
+        if self._listener is not None:
+            self._listener.on_published(hasher, packed_tokens, first, end)
+
+    def _max_matched_blocks(self, packed_tokens: bytes | bytearray) -> int:
+        return (len(packed_tokens) // _TOKEN_BYTES - 1) // self._block_size

@@ -11,13 +11,17 @@ told that was undone meanwhile, and a snapshot taken at any time agrees with the
 import itertools
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
+from core.progress import Progress
 from engine.block_pool import BlockHash
+from engine.config import EngineConfig
+from engine.engine import Engine, start_engine
 from engine.prefix_cache import BlockHasher
 from engine.prefix_keys import SPAN_BYTES, SPAN_TOKENS, next_key, root_key
+from engine.ranks import RankPool
 
 MAX_CHANGES = 4096
 """Changed keys that are kept for the next news (37 kB on the wire); past it there is a gap instead."""
@@ -121,3 +125,9 @@ class PrefixFeed:
         if len(self._changes) > self._max_changes:
             self._changes.clear()
             self._has_gap = True
+
+
+def start_fed_engine(config: EngineConfig, ranks: RankPool, on_progress: Callable[[Progress], None]) -> Engine:
+    """Do what `start_engine` does, for a copy that routers are to know the cache of. Raises StartupError."""
+    feed = PrefixFeed(config.cache.block_size) if config.cache.prefix_caching else None
+    return start_engine(config, ranks, on_progress, feed)

@@ -96,6 +96,12 @@ class Placement(msgspec.Struct, frozen=True, array_like=True):
     max_tokens: int
     """Most tokens it may still generate."""
 
+    @classmethod
+    def of(cls, request: GenerationRequest) -> "Placement":
+        """Return that of a request of which nothing is cached."""
+        num_tokens = len(request.token_ids)
+        return cls(num_tokens, num_tokens, request.sampling.max_tokens - (num_tokens - request.num_prompt_tokens))
+
 
 class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
     """How busy one model copy is; routers and metrics read it."""

@@ -1,9 +1,9 @@
 """Learns what a step costs from the steps themselves: base, prefill tokens, sequences, KV tokens.
 
-Least squares with forgetting. Errors count relative to the step's time, so that decode steps matter beside prefill steps
-a hundred times as long, and a step that took far too long (a page fault, a neighbour) hardly matters at all. No cost is
-ever negative. What recent steps cannot tell apart, such as base and sequences while the batch stays the same, remains
-as it was believed to be.
+Least squares with forgetting. Errors count relative to the step's time, so that decode steps matter beside prefill
+steps a hundred times as long, and a step that took far too long (a page fault, a neighbour) hardly matters at all. No
+cost is ever negative. What recent steps cannot tell apart, such as base and sequences while the batch stays the same,
+remains as it was believed to be.
 """
 
 import threading
@@ -74,7 +74,7 @@ class StepCostModel:
         self._costs = self._solve()
 
     def _solve(self) -> _Matrix:
-        """Return the costs that fit best and are not negative: whatever would be is nothing, and the rest fits again."""
+        """Return the costs that fit best and are not negative: what would be is nothing, the rest fits again."""
         # In units in which every kind of work has been done equally much.
         units = np.sqrt(np.diag(self._moments))
         units[units == 0.0] = 1.0

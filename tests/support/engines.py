@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from core.clock import Clock
-from engine.block_pool import BlockListener
 from engine.config import EngineConfig, ModelConfig
 from engine.engine import Engine
+from engine.prefix_feed import PrefixFeed
 from engine.request import GenerationRequest, StepEvents, TokenEvent
 from parallel.models.spec import ModelSpec, RopeSpec
 from parallel.rank.messages import Load
@@ -52,7 +52,7 @@ def make_engine(
     config: EngineConfig | None = None,
     spec: ModelSpec | None = None,
     clock: Clock | None = None,
-    block_listener: BlockListener | None = None,
+    prefix_feed: PrefixFeed | None = None,
 ) -> Engine:
     config, spec = config or make_config(), spec or tiny_spec(vocab_size=ranks.vocab_size)
     ranks.join(lambda progress: None)
@@ -70,7 +70,7 @@ def make_engine(
         ),
         lambda progress: None,
     )
-    return Engine(config, spec, ranks, num_blocks, clock, block_listener)
+    return Engine(config, spec, ranks, num_blocks, clock, prefix_feed)
 
 
 def make_request(

@@ -10,10 +10,7 @@ from engine.block_pool import BlockPool, OutOfBlocks
 
 class Listener:
     def __init__(self):
-        self.stored, self.evicted = [], []
-
-    def on_stored(self, block_hashes):
-        self.stored += block_hashes
+        self.evicted = []
 
     def on_evicted(self, block_hashes):
         self.evicted += block_hashes
@@ -120,15 +117,16 @@ def test_content_that_is_already_published_keeps_its_first_block():
     assert pool.num_free == 1
 
 
-def test_listener_hears_what_can_be_found_and_what_no_longer():
+def test_listener_hears_what_can_no_longer_be_found():
     listener = Listener()
     pool = BlockPool(1, listener)
     blocks = pool.allocate(1)
     publish(pool, blocks, "a")
     publish(pool, blocks, "a")
     pool.release(blocks)
+    assert listener.evicted == []
     pool.allocate(1)
-    assert (listener.stored, listener.evicted) == ([b"a"], [b"a"])
+    assert listener.evicted == [b"a"]
 
 
 def test_a_forgotten_block_is_not_found_and_becomes_free_with_its_last_user():

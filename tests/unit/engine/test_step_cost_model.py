@@ -1,4 +1,4 @@
-"""StepCostModel on synthetic steps: red if costs are off by more than a few percent, negative, or fooled by outliers."""
+"""StepCostModel on synthetic steps: red if costs are off by more than a few percent, negative, or fooled."""
 
 import random
 
