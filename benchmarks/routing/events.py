@@ -17,10 +17,6 @@ class EventLoop:
         self._num_pushed += 1
         heapq.heappush(self._events, (at_s, self._num_pushed, call, argument))
 
-    def clock(self) -> float:
-        """Return the simulated time, for objects that want a clock."""
-        return self.now_s
-
     def run(self, is_done: Callable[[], bool]) -> None:
         """Run events until `is_done` or none is left."""
         events = self._events
@@ -28,3 +24,14 @@ class EventLoop:
             at_s, _, call, argument = heapq.heappop(events)
             self.now_s = max(self.now_s, at_s)
             call(argument)
+
+
+class SimulatedClock:
+    """The loop's time, as a `core.clock.Clock`."""
+
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop = loop
+
+    def now_s(self) -> float:
+        """Return simulated seconds."""
+        return self._loop.now_s

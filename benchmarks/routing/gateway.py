@@ -29,9 +29,20 @@ class Gateway:
         """Take note that the request's prompt is computed."""
         self._reservations[index].progress(1)
 
-    def release(self, index: int) -> None:
-        """Take note that the request left its group."""
-        self._reservations.pop(index).release()
+    def finished(self, index: int, num_tokens: int) -> None:
+        """Take note that the request ended with its `num_tokens`-th token on this group.
+
+        A live gateway hears of every token; between the first and the last, reports say the same to this one.
+        """
+        reservation = self._reservations.pop(index)
+        reservation.progress(num_tokens - 1)
+        reservation.release()
+
+    def lost(self, index: int, num_tokens: int) -> None:
+        """Take note that the group died when it had made `num_tokens` for the request."""
+        reservation = self._reservations.pop(index)
+        reservation.progress(num_tokens - 1)
+        reservation.failed()
 
     def report(self, group_id: str, load: EngineLoad, news: PrefixNews | None) -> None:
         """Take what a group says of itself."""

@@ -114,6 +114,7 @@ class Replica:
         self._num_uncached = 0
         self._num_to_generate = 0
         """As far as requests allow; how soon they end is not known."""
+        self._num_generated = 0
         self._chunk = 0
         self._context = 0
         """Tokens that a decode step attends to."""
@@ -121,6 +122,8 @@ class Replica:
         self._leap = 0
         """Decode steps under way as one event; 0 in a step with prefill, and when idle."""
         self._started_s = 0.0
+        self._duration_s = 0.0
+        """Of the event under way, since then."""
         self._is_busy = False
         self._event = 0
         self.busy_s = 0.0
@@ -180,7 +183,7 @@ class Replica:
             num_cached_blocks=self._cache.num_cached,
             num_steps=self._num_steps + num_done,
             num_preemptions=0,
-            num_generated_tokens=0,
+            num_generated_tokens=self._num_generated + num_done * len(self._decoding),
             num_prompt_tokens=0,
             num_cached_prompt_tokens=0,
             num_uncached_tokens=self._num_uncached,
@@ -209,6 +212,7 @@ class Replica:
 
     def _schedule(self, duration_s: float) -> None:
         self._event += 1
+        self._duration_s = duration_s
         self._loop.at(self._started_s + duration_s, self._end_step, self._event)
 
     def _end_step(self, event: int) -> None:
@@ -219,6 +223,7 @@ class Replica:
         self._num_steps += num_steps
         num_generated = num_steps * len(self._decoding)
         self._context += num_generated
+        self._num_generated += num_generated
         self._num_to_generate -= num_generated
         self._num_uncached -= self._chunk
         self._chunk = 0
@@ -271,6 +276,7 @@ class Replica:
             attempt.num_private -= len(computed)
             self._context += attempt.num_prompt
             self._num_to_generate -= 1
+            self._num_generated += 1
             heapq.heappush(self._decoding, (self._num_steps + attempt.num_output - 1, attempt.index, attempt))
             self._listener.first_token(attempt)
         self._prefilled.clear()
@@ -297,7 +303,7 @@ class Replica:
             self._schedule(self._decode_s(num_steps))
 
     def _leap_done(self) -> int:
-        """Return the finished steps of the leap under way."""
+        """Return the finished steps of the leap under way, to within one."""
         if not self._leap:
             return 0
-        return bisect_left(range(1, self._leap), self._loop.now_s - self._started_s, key=self._decode_s)
+        return min(self._leap - 1, int(self._leap * (self._loop.now_s - self._started_s) / self._duration_s))

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from benchmarks.routing.events import EventLoop
+from benchmarks.routing.events import EventLoop, SimulatedClock
 from benchmarks.routing.gateway import Gateway
 from benchmarks.routing.replica import Attempt, Replica, ReplicaSpec
 from benchmarks.routing.slo import Outcome
 from benchmarks.routing.traces import BLOCK_TOKENS, Trace, spans
 from cluster.routing.base import RoutingRequest
 from cluster.routing.router import Router
+from core.clock import Clock
 from core.errors import Overloaded
 from engine.prefix_feed import PrefixNews
 from engine.prefix_keys import SPAN_TOKENS
@@ -25,7 +26,7 @@ from engine.request import Placement
 
 _SPANS_PER_BLOCK = BLOCK_TOKENS // SPAN_TOKENS
 
-MakeRouter = Callable[[Callable[[], float], random.Random], Router]
+MakeRouter = Callable[[Clock, random.Random], Router]
 """Makes one router copy from the simulated clock and a source of randomness."""
 
 
@@ -62,7 +63,7 @@ class Service:
         self._loop = loop
         self._draws = random.Random(spec.seed)
         self._gateways = [
-            Gateway(spec.make_router(loop.clock, random.Random(spec.seed + 1 + index)))
+            Gateway(spec.make_router(SimulatedClock(loop), random.Random(spec.seed + 1 + index)))
             for index in range(spec.num_gateways)
         ]
         self._gateway_of: dict[int, Gateway] = {}
@@ -73,6 +74,10 @@ class Service:
         """Of requests that lost a replica after their first token."""
         self.outcomes = [Outcome(arrival) for arrival in trace.arrivals]
         self.num_open = len(self.outcomes)
+        self.num_uncached_placed = 0
+        """Prompt tokens sent to groups so far that had to be computed there."""
+        self._num_generated_before = 0
+        """Output tokens of replicas that are gone."""
         self.on_closed: Callable[[int, Outcome], None] = lambda index, outcome: None
         for index, arrival in enumerate(trace.arrivals):
             loop.at(arrival.at_s, self._arrive, index)
@@ -86,6 +91,12 @@ class Service:
     def num_held(self) -> int:
         """Requests that wait because no group is ready."""
         return len(self._held)
+
+    @property
+    def num_generated(self) -> int:
+        """Output tokens so far."""
+        inside = sum(member.replica.load().num_generated_tokens for member in self._members.values())
+        return self._num_generated_before + inside
 
     def replica(self, group_id: str) -> Replica:
         """Return a replica that has not been taken away."""
@@ -118,8 +129,9 @@ class Service:
         member = self._members.pop(group_id)
         for gateway in self._gateways:
             gateway.forget(group_id)
+        self._num_generated_before += member.replica.load().num_generated_tokens
         for attempt, num_emitted in member.replica.attempts():
-            self._gateway_of[attempt.index].release(attempt.index)
+            self._gateway_of[attempt.index].lost(attempt.index, num_emitted)
             self._num_emitted[attempt.index] = self._num_emitted.get(attempt.index, 0) + num_emitted
             self._place(attempt.index)
 
@@ -134,7 +146,7 @@ class Service:
     def finished(self, attempt: Attempt) -> None:
         """Record a request's end."""
         self.outcomes[attempt.index].finished_s = self._loop.now_s
-        self._gateway_of[attempt.index].release(attempt.index)
+        self._gateway_of[attempt.index].finished(attempt.index, attempt.num_output)
         self._close(attempt.index)
 
     def _arrive(self, index: int) -> None:
@@ -161,6 +173,7 @@ class Service:
         self.outcomes[index].num_attempts += 1
         self._members[group_id].replica.submit(attempt)
         gateway.accepted(index)
+        self.num_uncached_placed += attempt.num_uncached
         self._gossip(gateway, group_id, attempt)
 
     def _described(self, index: int) -> tuple[Attempt, RoutingRequest]:
