@@ -110,8 +110,8 @@ def printed(grown: Sequence[Growth]) -> str:
         reasons = "; ".join(one.reasons(ORDINARY)) or "flat"
         lines.append(
             f"{one.process.role:8} {one.process.pid:6} {one.watched_s / 60:6.1f}"
-            f"  {one.rss_mib[0]:6.0f} {one.rss_mib[1]:6.0f}  {one.rss.per_h:7.1f} +- {one.rss.error_per_h:4.1f}  {one.fds[0]:5} {one.fds[1]:5}"
-            f"  {one.threads[0]:4} {one.threads[1]:4}  {reasons}"
+            f"  {one.rss_mib[0]:6.0f} {one.rss_mib[1]:6.0f}  {one.rss.per_h:7.1f} +- {one.rss.error_per_h:4.1f}"
+            f"  {one.fds[0]:5} {one.fds[1]:5}  {one.threads[0]:4} {one.threads[1]:4}  {reasons}"
         )
     return "\n".join(lines)
 

@@ -50,7 +50,7 @@ class HostNetwork:
         self._num_hosts = num_hosts
         self._run = run
         self._tag = os.getpid() if tag is None else tag
-        # 14 hosts and this machine to a network of 16 addresses.
+        # 13 hosts and this machine: the first and the last of 16 addresses are the network's own.
         first = (self._tag % 4096) * 16
         self._addresses = [str(_NETWORK[first + number]) for number in range(1, num_hosts + 2)]
 
