@@ -89,6 +89,7 @@ class Engine:
         self._intake = Intake(admission, self._backlog, limits, prefix_cache, self._clock)
         self._step_costs = StepCostModel()
         self._max_step_tokens = limits.max_step_tokens
+        self._block_size = cache.block_size
         self._step_timeout_s = config.parallel.step_timeout_s
         self._step_deadline = StepDeadline(self._step_timeout_s)
         self._under_way: deque[ScheduledStep] = deque()
@@ -148,6 +149,8 @@ class Engine:
             num_kv_tokens=self._scheduler.num_computed_tokens,
             max_step_tokens=self._max_step_tokens,
             step_costs=step_costs,
+            max_kv_tokens=pool.num_blocks * self._block_size,
+            wait_s=self._backlog.wait_s(),
         )
 
     def run(self) -> ReplicaFailed | None:

@@ -129,3 +129,5 @@ class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
     """Learned from recent steps; None until there were enough."""
     max_kv_tokens: int = 0
     """Tokens whose keys and values fit into all blocks."""
+    wait_s: float = 0.0
+    """How long a new request would wait for others before it is computed, as predicted; 0 while that is unknown."""

@@ -70,13 +70,17 @@ class AutoscalingPolicy:
     def __init__(self, config: ScalingConfig, min_groups: int = 1, max_groups: int = 1) -> None:
         """`min_groups` of 0 is needed for `to_zero_after_s` to have an effect."""
         self._config = config
-        self._min_groups = min_groups
-        self._max_groups = max_groups
+        self.set_bounds(min_groups, max_groups)
         self._needs = SlidingMaximum(config.down_after_s)
         self._shortages = SlidingMaximum(config.growth_period_s)  # group counts, negative: their maximum is the least
         self._first_s: float | None = None
         self._busy_s = -math.inf
         self._removed_s = -math.inf
+
+    def set_bounds(self, min_groups: int, max_groups: int) -> None:
+        """Change the least and the most groups."""
+        self._min_groups = min_groups
+        self._max_groups = max_groups
 
     def desired(self, now_s: float, observation: Observation) -> int:
         """Return how many groups there should be; mutates the memory of what was wanted."""
