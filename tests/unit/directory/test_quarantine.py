@@ -1,0 +1,68 @@
+"""Who is suspected, who is convicted, and what is refused afterwards."""
+
+import msgspec
+import pytest
+
+from deployments.groups.quarantine import Quarantine, Strikes
+from tests.support.fake_clock import FakeClock
+from tests.support.fake_target import generation_request
+
+
+def strikes_after(*num_tokens: int) -> Strikes:
+    strikes = Strikes()
+    for num in num_tokens:
+        strikes.died(num)
+    return strikes
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "is_suspect", "is_convicted"),
+    [
+        ([], False, False),
+        ([0], False, False),
+        ([0, 0], True, False),
+        ([0, 0, 0], True, True),
+        ([0, 0, 1], False, False),
+        ([0, 1, 0, 1, 0, 1], False, False),
+        ([1] * 7, True, False),
+        ([1] * 8, True, True),
+        ([1] * 7 + [16], False, False),
+        ([100] * 50, False, False),
+    ],
+)
+def test_new_tokens_clear_a_request_and_deaths_in_a_row_convict_it(num_tokens, is_suspect, is_convicted):
+    strikes = strikes_after(*num_tokens)
+    assert (strikes.is_suspect, strikes.is_convicted) == (is_suspect, is_convicted)
+
+
+def test_a_convicted_request_is_refused_until_its_time_is_over():
+    clock = FakeClock()
+    quarantine = Quarantine(clock, period_s=600)
+    quarantine.add("tiny", generation_request("r1"))
+    assert quarantine.has("tiny", generation_request("another id"))
+    clock.advance(599)
+    assert quarantine.has("tiny", generation_request("r2"))
+    clock.advance(1)
+    assert not quarantine.has("tiny", generation_request("r3"))
+    assert len(quarantine) == 0
+
+
+def test_a_request_sent_again_is_known_by_prompt_and_sampling_and_not_by_its_seed_or_what_was_emitted():
+    quarantine = Quarantine(FakeClock())
+    request = generation_request("r1")
+    quarantine.add("tiny", request)
+    reseeded = msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=99))
+    assert quarantine.has("tiny", reseeded)
+    assert quarantine.has("tiny", msgspec.structs.replace(request, token_ids=[*request.token_ids, 7]))
+    hotter = msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, temperature=0.5))
+    others = [hotter, msgspec.structs.replace(request, cache_salt="b"), generation_request("r1", num_prompt_tokens=5)]
+    assert not any(quarantine.has("tiny", other) for other in others)
+    assert not quarantine.has("other-model", request)
+
+
+def test_the_table_is_bounded_and_forgets_the_oldest():
+    quarantine = Quarantine(FakeClock(), max_entries=3)
+    requests = [generation_request("r", num_prompt_tokens=length) for length in range(1, 6)]
+    for request in requests:
+        quarantine.add("tiny", request)
+    assert [quarantine.has("tiny", request) for request in requests] == [False, False, True, True, True]
