@@ -67,6 +67,12 @@ class GroupView(msgspec.Struct):
         """Waiting and running together."""
         return self.num_waiting + self.num_running
 
+    @property
+    def kv_usage(self) -> float:
+        """Share of the memory for keys and values that is used or queued for; 0 if the group has not said its size."""
+        used = self.num_kv_tokens + self.num_queued_tokens
+        return min(1.0, used / self.max_kv_tokens) if self.max_kv_tokens else 0.0
+
 
 class RoutingPolicy(Protocol):
     """A choice between groups, by what is seen of them alone."""

@@ -1,21 +1,29 @@
-"""Routing policies. Views come least recently picked first, so the first of equals is the fair choice."""
+"""Every routing policy by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from random import Random
 
-from cluster.routing.base import GroupView, RoutingRequest
+from cluster.routing.base import RoutingPolicy
+from cluster.routing.baselines.dynamo import DynamoLinear
+from cluster.routing.baselines.least_outstanding import LeastOutstandingTokens, LeastRequests
+from cluster.routing.baselines.llm_d import LlmD
+from cluster.routing.baselines.power_of_two import PowerOfTwo
+from cluster.routing.baselines.random_choice import RandomChoice
+from cluster.routing.baselines.ray_prefix import RayPrefix
+from cluster.routing.baselines.round_robin import RoundRobin
+from cluster.routing.baselines.sglang import SGLangCacheAware
+from cluster.routing.cost import CostPolicy
 
-
-class LeastOutstandingTokens:
-    """Fewest tokens still to be computed; equals take turns."""
-
-    def pick(self, groups: Sequence[GroupView], request: RoutingRequest) -> str:
-        """Return the group_id of the first view with the least outstanding work."""
-        return min(groups, key=lambda group: group.num_outstanding_tokens).group_id
-
-
-class RoundRobin:
-    """Groups take turns whatever their load; for comparison only."""
-
-    def pick(self, groups: Sequence[GroupView], request: RoutingRequest) -> str:
-        """Return the group_id that was picked least recently."""
-        return groups[0].group_id
+POLICIES: Mapping[str, Callable[[Random], RoutingPolicy]] = {
+    "cost": CostPolicy,
+    "dynamo": lambda rng: DynamoLinear(),
+    "least-requests": lambda rng: LeastRequests(),
+    "least-tokens": lambda rng: LeastOutstandingTokens(),
+    "llm-d": lambda rng: LlmD(),
+    "power-of-two": PowerOfTwo,
+    "random": RandomChoice,
+    "ray-prefix": RayPrefix,
+    "round-robin": lambda rng: RoundRobin(),
+    "sglang": SGLangCacheAware,
+}
+"""Built with a generator of their own: those that choose at random draw from it and from nothing else."""
