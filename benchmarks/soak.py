@@ -72,8 +72,9 @@ async def churn(endpoint: Endpoint, asked: Sequence[Planned], killer: Killer, op
         loads = asyncio.create_task(closed_loop(endpoint, endless, options.streams, 60 * options.minutes + 300))
         leaving = [leave_early(session, endpoint, asked, is_over, seed) for seed in range(NUM_LEAVING)]
         nonsense = [send_bad_input(session, endpoint, is_over, seed) for seed in range(NUM_SENDING_NONSENSE)]
-        *left, _ = await asyncio.gather(*leaving, kill())
-        statuses = await asyncio.gather(*nonsense)
+        killing = asyncio.create_task(kill())
+        left, statuses = await asyncio.gather(asyncio.gather(*leaving), asyncio.gather(*nonsense))
+        await killing
         return Churn(await loads, sum(left), sum(statuses, Counter()))
 
 

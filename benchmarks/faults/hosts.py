@@ -189,7 +189,7 @@ def faults(running: Cluster, num_streams: int) -> list[Fault]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print, write the results file if asked; return 0 if a second of silence cost nothing and texts are equal."""
+    """Measure, print, write the results file if asked; return 0 if a second of silence cost nothing and texts stay."""
     cli = argparse.ArgumentParser(
         prog="python -m benchmarks.faults.hosts",
         description=__doc__,
