@@ -30,6 +30,8 @@ class HttpLimits(Config):
     """Most prompts of one /v1/completions request."""
     max_n: PositiveInt = 8
     """Most completions asked for one prompt."""
+    max_choices: PositiveInt = 128
+    """Most completions of one request: its prompts times `n`."""
     max_stop_strings: PositiveInt = 16
     """Most stop strings of one request; OpenAI allows 4."""
     max_stop_characters: PositiveInt = 256

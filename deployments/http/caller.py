@@ -31,6 +31,11 @@ class Caller(NamedTuple):
         """Whether a model of that name, should there be one, exists for this caller."""
         return not self.models or model in self.models
 
+    @property
+    def fair_share(self) -> str:
+        """Whose turn the caller's requests take; callers without keys take one together, whatever salts they send."""
+        return self.tenant or "-"
+
     def cache_salt(self, own: str | None) -> str:
         """Return the salt of the caller's cached prefixes, which no other tenant can have. `own`: a subdivision."""
         # A tenant's name has no slash, so no two pairs give the same salt.

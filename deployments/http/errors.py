@@ -15,6 +15,12 @@ class DuplicateKey(InvalidRequest):
     code = "duplicate_key"
 
 
+class InvalidText(InvalidRequest):
+    """A text is no sequence of Unicode characters."""
+
+    code = "invalid_text"
+
+
 class UnknownParameter(InvalidRequest):
     """The body has a key that means nothing here."""
 
@@ -25,6 +31,12 @@ class UnsupportedParameter(InvalidRequest):
     """A key of the OpenAI API whose feature is not implemented."""
 
     code = "unsupported_parameter"
+
+
+class UnsupportedContent(UnsupportedParameter):
+    """A message holds something that is not text."""
+
+    code = "unsupported_content"
 
 
 class BodyTimeout(RequestError):

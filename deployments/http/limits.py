@@ -1,11 +1,11 @@
 """Bodies are bounded while they are read, and parsed strictly.
 
-Refused: bodies over the limit (whatever Content-Length says), slow bodies, anything but UTF-8, NaN and Infinity,
-nesting deeper than the parser's recursion limit. Tolerated: duplicate keys, of which the last counts, as in every
-common JSON parser.
+Refused: bodies over the limit (whatever Content-Length says), slow bodies, anything but UTF-8, NaN and Infinity, half
+of a surrogate pair, and the shapes that json_shape.py refuses.
 """
 
 import asyncio
+import re
 from typing import TypeVar
 
 import msgspec
@@ -15,9 +15,14 @@ from starlette.types import Receive
 
 from core.errors import InvalidRequest, PayloadTooLarge
 from deployments.gateway.config import HttpLimits
-from deployments.http.errors import BodyTimeout, MalformedJson, UnsupportedMediaType
+from deployments.http.errors import BodyTimeout, InvalidText, MalformedJson, UnsupportedMediaType
+from deployments.http.json_shape import check_shape
 
 T = TypeVar("T")
+
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
 
 
 async def read_body(headers: Headers, receive: Receive, limits: HttpLimits) -> bytes:
@@ -36,11 +41,14 @@ async def read_body(headers: Headers, receive: Receive, limits: HttpLimits) -> b
 
 
 def check_json(body: bytes) -> None:
-    """Raise MalformedJson unless `body` is UTF-8; the grammar is checked by `decode`."""
+    """Raise MalformedJson or DuplicateKey unless `body` is an object in UTF-8, sanely shaped; `decode` reads the rest."""
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise MalformedJson(f"the body is not valid UTF-8 at byte {error.start}; encode it as UTF-8") from None
+    if body.lstrip()[:1] != b"{":
+        raise MalformedJson("the body is not a JSON object; send one")
+    check_shape(body)
 
 
 def decode(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw, param: str | None = None) -> T:
@@ -53,6 +61,8 @@ def decode(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw, param: s
     except msgspec.ValidationError as error:
         raise _field_error(str(error), param) from None
     except msgspec.DecodeError as error:
+        if _LONE_SURROGATE.search(data):
+            raise InvalidText("the body has half of a surrogate pair; send whole characters") from None
         raise MalformedJson(f"the body is not valid JSON: {error}") from None
     except (RecursionError, UnicodeDecodeError):
         raise MalformedJson("the body is not valid JSON, or is nested too deeply") from None

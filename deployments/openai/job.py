@@ -102,6 +102,7 @@ def build_choices(
                 priority=caller.priority + (fields.priority or 0),
                 deadline_s=limits.request_timeout_s,
                 cache_salt=caller.cache_salt(fields.cache_salt),
+                tenant=caller.fair_share,
             )
             choices.append(Choice(index, model.name, request, _text_stream(fields, model, token_ids)))
     return choices

@@ -75,7 +75,7 @@ def _check_token_ids(name: str, token_ids: list[int], model: GatewayModel) -> No
 def _logit_bias(bias: Mapping[str, float], model: GatewayModel) -> dict[int, float]:
     for key in bias:
         if not (key.isascii() and key.isdecimal() and len(key) <= 10):
-            raise InvalidRequest(f"logit_bias: key {key[:32]!r} is not a token id", param="logit_bias")
+            raise InvalidRequest("logit_bias: a key is not a token id; use decimal numbers", param="logit_bias")
     _check_token_ids("logit_bias", [int(key) for key in bias], model)
     return {int(key): value for key, value in bias.items()}
 

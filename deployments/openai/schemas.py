@@ -5,6 +5,7 @@ repetition_penalty, min_tokens, ignore_eos, stop_token_ids, skip_special_tokens,
 cache_salt.
 """
 
+import re
 from typing import Annotated
 
 import msgspec
@@ -12,13 +13,16 @@ from msgspec import Meta
 
 from core.errors import InvalidRequest
 from deployments.gateway.config import HttpLimits
-from deployments.http.errors import UnsupportedParameter
+from deployments.http.errors import UnsupportedContent, UnsupportedParameter
 from deployments.http.limits import check_json, decode
 from deployments.openai.fields import check_fields
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of the completions endpoint; chats have none."""
+
+_NAME = re.compile(r"[^\s<|\\/>]{1,64}")
+"""OpenAI's pattern."""
 
 _PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -169,7 +173,9 @@ def parse_completion(body: bytes, limits: HttpLimits) -> CompletionRequest:
     check_fields(body, CompletionRequest.__struct_fields__)
     request = decode(_COMPLETION, body)
     _check_shared(request, limits)
-    _check_count("prompt", len(request.prompts()), limits.max_prompts, minimum=1)
+    num_prompts = len(request.prompts())
+    _check_count("prompt", num_prompts, limits.max_prompts, minimum=1)
+    _check_count("n", request.num_completions, max(1, limits.max_choices // num_prompts))
     if request.echo and request.logprobs is not None:
         raise UnsupportedParameter("logprobs of the prompt are not supported; use echo or logprobs", param="echo")
     return request
@@ -195,6 +201,8 @@ def _check_count(name: str, count: int, maximum: int, minimum: int = 0) -> None:
 def _check_message(message: ChatMessage, where: str) -> None:
     if message.role not in _ROLES:
         raise InvalidRequest(f"{where}.role is none of {', '.join(_ROLES)}", param=f"{where}.role")
+    if message.name is not None and not _NAME.fullmatch(message.name):
+        raise InvalidRequest(f"{where}.name is not 1 to 64 characters without spaces and <|\\/>", param=f"{where}.name")
     if message.tool_calls or message.function_call or message.role in ("tool", "function"):
         raise UnsupportedParameter(f"{where} belongs to a tool call, which is not supported yet", param=where)
     if message.content is None:
@@ -204,6 +212,6 @@ def _check_message(message: ChatMessage, where: str) -> None:
     for index, part in enumerate(message.content):
         name = f"{where}.content[{index}]"
         if part.type != "text":
-            raise UnsupportedParameter(f"{name} is not text; this model reads text only", param=name)
+            raise UnsupportedContent(f"{name} is not text; this model reads text only", param=name)
         if part.text is None:
             raise InvalidRequest(f"{name} has no text", param=f"{name}.text")

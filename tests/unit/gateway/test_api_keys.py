@@ -113,6 +113,7 @@ def test_priority_and_tenant_of_the_key_reach_the_engine():
     one, two, three = asyncio.run(main())
     assert (one.priority, two.priority) == (-3, 0)
     assert one.cache_salt == two.cache_salt == "acme/"
+    assert [request.tenant for request in (one, two, three)] == ["acme", "acme", "three"]
     assert three.cache_salt == "three/mine"
 
 
