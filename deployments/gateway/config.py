@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from core.config import Config
 from deployments.groups.group_search import StreamLimits
+from deployments.groups.routing import RoutingConfig
 from deployments.http.api_keys import ApiKey, Sha256Hex, duplicates, nameless_keys
 from engine.config import Bytes, parse_bytes
 
@@ -58,6 +59,8 @@ class GatewayConfig(Config):
     """Names under which callers may reach a gateway without keys, besides localhost and addresses; keys allow any."""
     limits: HttpLimits = HttpLimits()
     """Bounds on one HTTP request."""
+    routing: RoutingConfig = RoutingConfig()
+    """How a replica group is chosen."""
     streams: StreamLimits = StreamLimits()
     """What requests do while no replica group can take them."""
     tokenizer_threads: PositiveInt = 2

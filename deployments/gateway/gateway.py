@@ -71,7 +71,9 @@ class Gateway:
         clock: Clock | None = None,
     ) -> None:
         self._config = config
-        self._directory = directory if directory is not None else GroupDirectory(config.models or None)
+        self._directory = (
+            directory if directory is not None else GroupDirectory(config.models or None, routing=config.routing)
+        )
         self._catalog = ModelCatalog(self._directory, load, config.models, config.tokenizer_threads)
         clock = clock or MonotonicClock()
         self._keys = KeyRing(config.fixed_keys, config.api_keys_file, clock)

@@ -10,18 +10,16 @@ import logging
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from cluster.routing.base import RoutingRequest
-from cluster.routing.policies import LeastOutstandingTokens
 from cluster.routing.router import Reservation, Router
 from cluster.status import ChannelAddress, GroupStatus
 from core.clock import Clock, MonotonicClock
 from core.errors import ModelNotFound, NotReady, Overloaded, ReplicaFailed
 from deployments.groups.link import Connect, GroupLink
+from deployments.groups.routing import RoutingConfig, make_router, routing_request
 from deployments.groups.transport import GroupListener, TokenStream, TokenTransport
 from deployments.token_channel.client import TcpTransport
-from engine.prefix_keys import prefix_keys
-from engine.request import EngineLoad, GenerationRequest, TokenEvent
-from parallel.plan import pack_integers
+from engine.prefix_feed import PrefixNews
+from engine.request import EngineLoad, GenerationRequest, Placement, TokenEvent
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +82,9 @@ class RoutedStream:
         """Count what came out of `events`; the reservation goes with the last one."""
         if event.token_ids:
             self._reservation.progress(len(event.token_ids))
-        if event.is_terminal:
+        if event.error is not None and isinstance(event.error.to_error(), ReplicaFailed):
+            self._reservation.failed()
+        elif event.is_terminal:
             self._reservation.release()
 
 
@@ -109,16 +109,18 @@ class GroupDirectory:
         self,
         expected: Collection[str] | None = None,
         *,
+        routing: RoutingConfig | None = None,
         router: Router | None = None,
         connect: Connect = connect_tcp,
         clock: Clock | None = None,
         forget_after_s: float = 15.0,
     ) -> None:
-        """`expected`: public model names to accept announcements for; None accepts any."""
+        """`expected`: public model names to accept announcements for; None accepts any. Default `router`: by `routing`."""
         self._expected = frozenset(expected) if expected is not None else None
-        self._router = router if router is not None else Router(LeastOutstandingTokens())
         self._connect = connect
         self._clock = clock if clock is not None else MonotonicClock()
+        self._routing = routing if routing is not None else RoutingConfig()
+        self._router = router if router is not None else make_router(self._routing, self._clock)
         self._forget_after_s = forget_after_s
         self._groups: dict[str, _Group] = {}
         self._listeners: list[Callable[[GroupStatus], None]] = []
@@ -209,7 +211,7 @@ class GroupDirectory:
         RequestError as the group gave it, or the last refusal with the smallest retry_after_s any group gave.
         """
         self._require_model(model)
-        wanted = routing_request(model, request)
+        wanted = routing_request(self._routing, model, request)
         refusals: list[Overloaded | ReplicaFailed] = []
         asked: set[str] = set()
         # Asked afresh each time: groups come and go while one of them thinks.
@@ -246,6 +248,9 @@ class GroupDirectory:
             transport = self._groups[reservation.group_id].link.transport
             assert transport is not None, "only open groups are picked"
             stream = await transport.submit(request)
+        except ReplicaFailed:
+            reservation.failed()
+            raise
         except BaseException:
             reservation.release()
             raise
@@ -255,12 +260,21 @@ class GroupDirectory:
     def _new_group(self, status: GroupStatus) -> _Group:
         group_id = status.group_id
 
+        # What a group said may still be under way when the group is forgotten.
         def on_load(load: EngineLoad) -> None:
-            if group_id in self._groups:  # a report may still be under way when its group is forgotten
+            if group_id in self._groups:
                 self._router.report(group_id, load)
 
+        def on_prefixes(news: PrefixNews) -> bool:
+            return group_id not in self._groups or self._router.note_prefixes(group_id, news)
+
+        def on_placed(placement: Placement) -> None:
+            if group_id in self._groups:
+                self._router.note_placed(group_id, placement)
+
+        listener = GroupListener(on_load, on_prefixes, on_placed)
         logger.info("group found", extra={"group_id": group_id, "model": status.model, "state": status.state})
-        return _Group(status, GroupLink(group_id, self._connect_and_tell, GroupListener(on_load), self._clock))
+        return _Group(status, GroupLink(group_id, self._connect_and_tell, listener, self._clock))
 
     async def _connect_and_tell(
         self, address: ChannelAddress, group_id: str, listener: GroupListener
@@ -300,17 +314,6 @@ class GroupDirectory:
             f"no replica group of {model!r} can take work now ({states or 'none has announced itself'}); try again",
             retry_after_s=NOT_READY_RETRY_S,
         )
-
-
-def routing_request(model: str, request: GenerationRequest) -> RoutingRequest:
-    """Return what the router has to know of a request; 0.13 ms for 8k tokens, most of it for packing them.
-
-    A broken stream that goes on brings its emitted tokens along: they are to be computed, and no longer wanted.
-    """
-    num_tokens = len(request.token_ids)
-    num_emitted = num_tokens - request.num_prompt_tokens
-    keys = prefix_keys(pack_integers(request.token_ids), request.cache_salt)
-    return RoutingRequest(num_tokens, request.sampling.max_tokens - num_emitted, keys, model=model)
 
 
 def _combined(refusals: list[Overloaded | ReplicaFailed]) -> Overloaded | ReplicaFailed:
