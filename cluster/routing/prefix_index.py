@@ -68,6 +68,11 @@ class PrefixIndex:
         """Keys that some group is known to hold."""
         return len(self._young) + len(self._old)
 
+    @property
+    def num_bits(self) -> int:
+        """Bits of the longest mask."""
+        return self._bits.num_bits
+
     def apply(self, group_id: str, news: PrefixNews) -> bool:
         """Take a group's news; False if some before it was missed, so that only a snapshot can help.
 
@@ -174,6 +179,11 @@ class _Bits:
         self._free: list[int] = []
         self._retired: list[int] = []
         self._fading: list[int] = []
+
+    @property
+    def num_bits(self) -> int:
+        """Bits ever in use at one time."""
+        return len(self._groups)
 
     @property
     def num_retired(self) -> int:
