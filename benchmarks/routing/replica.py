@@ -143,17 +143,19 @@ class Replica:
         """What a drain would throw away."""
         return self._cache.num_cached
 
-    def submit(self, attempt: Attempt) -> None:
-        """Queue an attempt; it begins with the next step that has room for it."""
+    def submit(self, attempt: Attempt) -> int:
+        """Queue an attempt, which begins with the next step that has room; return the tokens of it to be computed."""
         # What is cached now is an estimate that the beginning of the prefill corrects.
         attempt.position = self._cached_tokens(attempt)
-        self._num_uncached += attempt.num_uncached
+        num_uncached = attempt.num_uncached
+        self._num_uncached += num_uncached
         self._num_to_generate += attempt.max_tokens
         self._waiting.append(attempt)
         if not self._is_busy:
             self._start_step()
         elif self._leap:
             self._cut_leap()
+        return num_uncached
 
     def kill(self) -> None:
         """Stop for ever, in the middle of whatever is under way."""

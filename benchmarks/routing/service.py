@@ -171,10 +171,10 @@ class Service:
             self._close(index)
             return
         self.outcomes[index].num_attempts += 1
-        self._members[group_id].replica.submit(attempt)
+        num_uncached = self._members[group_id].replica.submit(attempt)
         gateway.accepted(index)
-        self.num_uncached_placed += attempt.num_uncached
-        self._gossip(gateway, group_id, attempt)
+        self.num_uncached_placed += num_uncached
+        self._gossip(gateway, group_id, Placement(num_uncached, attempt.num_prompt, attempt.max_tokens))
 
     def _described(self, index: int) -> tuple[Attempt, RoutingRequest]:
         """Return what a replica and what a router are told of a request."""
@@ -186,10 +186,9 @@ class Service:
         attempt = Attempt(index, num_tokens, num_output, max_tokens, arrival.block_ids)
         return attempt, RoutingRequest(num_tokens, max_tokens, keys)
 
-    def _gossip(self, origin: Gateway, group_id: str, attempt: Attempt) -> None:
+    def _gossip(self, origin: Gateway, group_id: str, placement: Placement) -> None:
         if self._spec.gossip_s is None:
             return
-        placement = Placement(attempt.num_uncached, attempt.num_prompt, attempt.max_tokens)
         for gateway in self._gateways:
             if gateway is not origin:
                 tell = partial(gateway.placed_elsewhere, group_id, placement)

@@ -82,5 +82,6 @@ def test_run_is_lost_as_soon_as_too_many_have_missed():
 
 @pytest.mark.parametrize("truth", [0.3, 0.95, 1.0, 1.7, 40.0])
 def test_capacity_is_the_last_rate_of_the_grid_below_the_truth(truth: float):
-    found = capacity(lambda rate: rate <= truth, guess_per_s=1.0)
-    assert found <= truth < found * GRID
+    found = {capacity(lambda rate: rate <= truth, guess) for guess in (1.3, truth)}
+    assert len(found) == 1, "one grid, whatever the guess"
+    assert found.pop() <= truth < GRID * capacity(lambda rate: rate <= truth, guess_per_s=1.3)
