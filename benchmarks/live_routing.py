@@ -3,10 +3,10 @@
     python -m benchmarks.live_routing --traces /path/to/traces --policies cost,random,power-of-two,ray-prefix
 
 The trace says when requests come, how long they are and which 512-token blocks of their prompts are the same; each
-block becomes random token ids that depend on its id alone. Lengths are divided by `--divide` and times stretched to
-`--rate`, so that a small model on a few cores can follow. Every policy gets a server of its own, with cold caches, and
-the same requests at the same times (open loop). The first tenth of the requests, which meets the cold caches, is left
-out.
+block becomes random token ids that depend on its id alone. Whole conversations are drawn from the trace, lengths
+divided by `--divide` and times set to `--rate`, so that a small model on a few cores can follow. Every policy gets a
+server of its own, with cold caches, and the same requests at the same times (open loop). The first tenth of the
+requests, which meets the cold caches, is left out.
 
 goodput: requests a second whose TTFT is at most 1 s + 3 times what their whole prompt takes alone, and whose TPOT is at
 most 0.1 s (`--tpot-target`).
@@ -61,14 +61,35 @@ class Slo:
         return in_time and (outcome.tpot_s or 0.0) <= self.tpot_s
 
 
-def scaled(trace: Trace, divide: int, longest: int, num_requests: int, rate_per_s: float) -> list[Planned]:
-    """Return the first requests of the trace that fit, with lengths divided and at that mean rate."""
-    fitting = tuple(one for one in trace.arrivals if one.num_prompt_tokens // divide <= longest)
-    kept = Trace(trace.name, trace.span_s, fitting).first(num_requests).at_rate(rate_per_s)
-    start_s = kept.arrivals[0].at_s
+def sampled(trace: Trace, num_requests: int, longest: int, seed: int) -> Trace:
+    """Return whole conversations of the trace, about `num_requests` requests of at most `longest` prompt tokens.
+
+    The beginning of a trace shares little yet; conversations drawn from all of it share among themselves what they do.
+    """
+    conversations: dict[tuple[int, ...], list[Arrival]] = {}
+    for number, arrival in enumerate(trace.arrivals):
+        if arrival.num_prompt_tokens <= longest:
+            # The first block is everybody's system prompt; whoever has no second is alone.
+            key = arrival.block_ids[:2] if len(arrival.block_ids) > 1 else (-number,)
+            conversations.setdefault(key, []).append(arrival)
+    keys = sorted(conversations)
+    random.Random(seed).shuffle(keys)
+    kept: list[Arrival] = []
+    for key in keys:
+        kept += conversations[key] if len(kept) < num_requests else []
+    return Trace(trace.name, trace.span_s, tuple(sorted(kept, key=lambda arrival: arrival.at_s)))
+
+
+def scaled(trace: Trace, divide: int, rate_per_s: float) -> list[Planned]:
+    """Return the trace's requests with lengths divided, and at that mean rate."""
+    timed = trace.at_rate(rate_per_s).arrivals
     return [
-        Planned(prompt_of(arrival, number, divide), max(2, arrival.num_output_tokens // divide), arrival.at_s - start_s)
-        for number, arrival in enumerate(kept.arrivals)
+        Planned(
+            prompt_of(arrival, number, divide),
+            max(2, arrival.num_output_tokens // divide),
+            arrival.at_s - timed[0].at_s,
+        )
+        for number, arrival in enumerate(timed)
     ]
 
 
@@ -197,7 +218,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
     started_at = datetime.now(UTC)
     trace = READERS[options.trace](options.traces)
-    planned = scaled(trace, options.divide, options.longest, options.requests, options.rate)
+    slice_ = sampled(trace, options.requests, options.longest * options.divide, options.seed)
+    planned = scaled(slice_, options.divide, options.rate)
     num_prompt = sum(len(request.prompt) for request in planned)
     with tempfile.TemporaryDirectory(prefix="eagleray-routing-") as folder:
         replay = Replay(options, planned, Path(folder))
@@ -224,10 +246,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_argument("--traces", type=Path, required=True, help="folder of the traces; benchmarks/routing names them")
-    cli.add_argument("--trace", choices=[name for name in READERS if "mooncake" in name], default="mooncake_synthetic")
+    cli.add_argument(
+        "--trace", choices=[name for name in READERS if "mooncake" in name], default="mooncake_conversation"
+    )
     cli.add_argument("--policies", type=lambda text: text.split(","), default="cost,random,power-of-two,ray-prefix")
     cli.add_argument("--groups", type=int, default=4, help="replica groups (4)")
-    cli.add_argument("--requests", type=int, default=200, help="of the trace's beginning (200)")
+    cli.add_argument("--requests", type=int, default=200, help="about so many, in whole conversations (200)")
     cli.add_argument("--rate", type=float, default=2.0, help="mean requests a second (2)")
     cli.add_argument("--divide", type=int, default=8, help="lengths by this (8)")
     cli.add_argument("--longest", type=int, default=4096, help="prompts longer than this after it are left out (4096)")
@@ -235,6 +259,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     cli.add_argument("--tpot-target", type=float, default=0.1, help="s (0.1)")
     cli.add_argument("--max-drain", type=float, default=120.0, help="seconds open streams may take in the end (120)")
     cli.add_argument("--rounds", type=int, default=1, help="every policy once a round (1)")
+    cli.add_argument("--seed", type=int, default=0, help="of the conversations drawn (0)")
     cli.add_argument("--save", action="store_true", help="write benchmarks/results/<date>-live-routing.json")
     return cli.parse_args(arguments)
 

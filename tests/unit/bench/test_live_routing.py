@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.live_routing import Slo, figures, prompt_of, scaled, shared_tokens
+from benchmarks.live_routing import Slo, figures, prompt_of, sampled, scaled, shared_tokens
 from benchmarks.metrics import Outcome
 from benchmarks.routing.traces import Arrival, Trace
 
@@ -28,16 +28,27 @@ def test_prompts_share_the_tokens_of_the_blocks_they_share_and_no_more():
     assert first[128:] != third[128:], "the tail is the request's own"
 
 
-def test_a_scaled_trace_keeps_order_and_ratios_of_times_and_leaves_out_what_is_too_long():
-    planned = scaled(TRACE, divide=8, longest=1000, num_requests=10, rate_per_s=1.0)
-    assert [request.num_output for request in planned] == [10, 2], "at least two tokens, for the time between them"
-    assert planned[0].at_s == 0
-    assert planned[1].at_s == pytest.approx(6.0 * (2 / 30.0) / 1.0)
+def test_a_scaled_trace_keeps_order_and_ratios_of_times():
+    planned = scaled(TRACE, divide=8, rate_per_s=1.0)
+    assert [request.num_output for request in planned] == [10, 10, 2], "at least two, for the time between them"
+    assert [request.at_s for request in planned] == pytest.approx([0.0, 0.3, 0.6])
+
+
+def test_a_sample_holds_whole_conversations_in_order_and_nothing_too_long():
+    talk = [Arrival(float(at), 1100, 8, (0, at % 10, at)) for at in range(100)]
+    sample = sampled(Trace("talk", 100.0, (*talk, Arrival(100.0, 9000, 8, (0, 3)))), 25, longest=2000, seed=0)
+    members = [arrival.block_ids[1] for arrival in sample.arrivals]
+    assert len(members) == 30 and all(members.count(member) == 10 for member in members)
+    assert [arrival.at_s for arrival in sample.arrivals] == sorted(arrival.at_s for arrival in sample.arrivals)
+
+
+def test_requests_that_share_nothing_are_no_conversation():
+    alone = Trace("alone", 50.0, tuple(Arrival(float(at), 400, 8, ()) for at in range(50)))
+    assert len(sampled(alone, 7, longest=2000, seed=0).arrivals) == 7
 
 
 def test_shared_tokens_are_counted_in_whole_cache_blocks_from_the_beginning():
-    planned = scaled(TRACE, divide=8, longest=2000, num_requests=3, rate_per_s=1.0)
-    assert shared_tokens(planned) == 64
+    assert shared_tokens(scaled(TRACE, divide=8, rate_per_s=1.0)) == 64
 
 
 def test_a_long_prompt_may_take_longer_before_its_first_token():
