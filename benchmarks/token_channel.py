@@ -37,7 +37,7 @@ from core.frames import ConnectionLost, authenticate_stream, pack, read_frame
 from deployments.token_channel.client import TcpTransport
 from deployments.token_channel.messages import Accepted, Events, FromGroup, Submit
 from deployments.token_channel.server import TokenChannelServer
-from engine.request import EngineLoad, EventSink, GenerationRequest, StepEvents, TokenEvent
+from engine.request import EngineLoad, EventSink, GenerationRequest, Placement, StepEvents, TokenEvent
 from parallel.sampling.params import SamplingParams
 
 Way = Literal["channel", "message per token"]
@@ -72,11 +72,12 @@ class PacedTarget:
         self._sinks: dict[str, EventSink] = {}
         threading.Thread(target=self._run, daemon=True).start()
 
-    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
+    def submit(self, request: GenerationRequest, sink: EventSink) -> Placement:
         """Take the request."""
         with self._lock:
             self._sinks[request.request_id] = sink
             self._remaining[request.request_id] = request.sampling.max_tokens
+        return Placement.of(request)
 
     def cancel(self, request_id: str) -> None:
         """Do nothing; rounds run to their end."""

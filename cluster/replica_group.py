@@ -11,7 +11,8 @@ from cluster.status import ChannelAddress, GroupStatus
 from cluster.supervisor import Check, ModelEngine, RankSource, Snapshot, StartEngine, Supervisor
 from core.clock import Clock, MonotonicClock
 from core.errors import Draining, EaglerayError, ErrorInfo, NotReady, ReplicaFailed
-from engine.request import EngineLoad, EventSink, GenerationRequest
+from engine.prefix_feed import PrefixFeed
+from engine.request import EngineLoad, EventSink, GenerationRequest, Placement
 
 _DRAIN_POLL_S = 0.05
 _CLOSE_TIMEOUT_S = 30.0
@@ -56,9 +57,9 @@ class ReplicaGroup:
         """Remember where the token channel is, for `status`."""
         self._channel = channel
 
-    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
+    def submit(self, request: GenerationRequest, sink: EventSink) -> Placement:
         """Take a request; exactly one terminal event follows. Raises RequestError, Overloaded, ReplicaFailed."""
-        self._serving_engine().submit(request, sink)
+        return self._serving_engine().submit(request, sink)
 
     def cancel(self, request_id: str) -> None:
         """End a request if it is open."""
@@ -70,6 +71,11 @@ class ReplicaGroup:
         """Return how busy the group is; None while it has no engine."""
         engine = self._supervisor.snapshot().engine
         return None if engine is None else engine.load()
+
+    def prefix_feed(self) -> PrefixFeed | None:
+        """Return what routers are told of the prefix cache; None while there is no engine, or no such cache."""
+        engine = self._supervisor.snapshot().engine
+        return None if engine is None else engine.prefix_feed
 
     def status(self) -> GroupStatus:
         """Return what gateways are told."""

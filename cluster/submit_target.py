@@ -3,14 +3,14 @@
 from typing import Protocol
 
 from cluster.status import GroupStatus
-from engine.request import EngineLoad, EventSink, GenerationRequest
+from engine.request import EngineLoad, EventSink, GenerationRequest, Placement
 
 
 class SubmitTarget(Protocol):
     """One model copy that takes requests. Every method may be called from any thread and returns at once."""
 
-    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
-        """Take `request`; exactly one terminal event for it will reach `sink`, whatever happens.
+    def submit(self, request: GenerationRequest, sink: EventSink) -> Placement:
+        """Take `request`; exactly one terminal event for it will reach `sink`, whatever happens. Return what it adds.
 
         A caller passes the same `sink` object for all its requests: events of one step that share a sink come in one
         call, on the engine thread, which may begin before submit returns.

@@ -1,4 +1,4 @@
-"""Keeps one model copy served: builds a generation of ranks, runs the engine on it, and replaces it when it breaks."""
+"""Keeps one model copy served: runs an engine on its ranks, and when those break another, on what is left of them."""
 
 import logging
 import threading
@@ -12,8 +12,9 @@ from core.clock import Clock
 from core.errors import EaglerayError, NotReady, ReplicaFailed, StartupError
 from core.progress import Progress
 from engine.config import EngineConfig
+from engine.prefix_feed import PrefixFeed
 from engine.ranks import RankPool
-from engine.request import EngineLoad, EventSink, GenerationRequest
+from engine.request import EngineLoad, EventSink, GenerationRequest, Placement
 from parallel.ops.choice import OpChoice
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,10 @@ class RankSource(Protocol):
     """Where the ranks of each generation come from; outlives them all."""
 
     def pool(self, generation: int) -> RankPool:
-        """Return a pool whose processes are not started yet; blocks until there is room. Raises StartupError."""
+        """Return ranks whose processes are not started yet; blocks until there is room. Raises StartupError.
+
+        The former pool is closed. `generation` is the first that they form.
+        """
         ...
 
     def close(self) -> None:
@@ -44,7 +48,12 @@ class ModelEngine(Protocol):
         """Which tier runs each operation."""
         ...
 
-    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
+    @property
+    def prefix_feed(self) -> PrefixFeed | None:
+        """What routers are told of its prefix cache."""
+        ...
+
+    def submit(self, request: GenerationRequest, sink: EventSink) -> Placement:
         """Take a request. Raises RequestError, Overloaded, ReplicaFailed."""
         ...
 
@@ -114,8 +123,9 @@ class Supervisor:
         self._pool: RankPool | None = None
         self._engine: ModelEngine | None = None
         self._max_model_len = 0
-        # Touched by the thread of `run` only: failures in a row.
+        # Touched by the thread of `run` only: failures in a row, and whether the latest generation became ready.
         self._num_failures = 0
+        self._has_served = False
 
     def snapshot(self) -> Snapshot:
         """Return a consistent view; any thread."""
@@ -133,6 +143,7 @@ class Supervisor:
                     self._generation += 1
                 self._serve_generation()
         finally:
+            self._bury()
             self._ranks.close()
 
     def drain(self) -> None:
@@ -151,8 +162,9 @@ class Supervisor:
         self._ranks.close()
 
     def _serve_generation(self) -> None:
-        """Be one generation from placement to the end of its last rank."""
+        """Be one generation, from placement until its engine has ended; ranks that can go on are kept."""
         started_s = self._clock.now_s()
+        self._has_served = False
         try:
             error = self._run_engine()
         except EaglerayError as problem:
@@ -163,17 +175,33 @@ class Supervisor:
             error = ReplicaFailed(f"the engine broke: {type(problem).__name__}: {problem}")
         if error is not None and not self._stop.is_set():
             self._broke(error, self._clock.now_s() - started_s)
-        self._bury()
+        if not self._may_keep_ranks():
+            self._bury()
 
     def _run_engine(self) -> ReplicaFailed | None:
         """Return what ended the engine, None if it was closed. Raises what kept it from starting."""
         if self._generation == 0:
             self._describe(self._check(self._config))
-        pool = self._ranks.pool(self._generation)
-        self._adopt(pool)
+        pool = self._claim_ranks()
         engine = self._start_engine(self._config.engine, pool, self._note_progress)
         self._became_ready(engine)
         return engine.run()
+
+    def _claim_ranks(self) -> RankPool:
+        """Return what is left of the former generation's ranks, or new ones."""
+        with self._lock:
+            pool = self._pool
+            self._progress = {}
+        if pool is not None:
+            pool.renew(self._generation)
+            return pool
+        pool = self._ranks.pool(self._generation)
+        self._adopt(pool)
+        return pool
+
+    def _may_keep_ranks(self) -> bool:
+        # Ranks that did not get as far as serving, or fail one time after the other, are not to be trusted.
+        return self._is_restarting() and self._has_served and self._num_failures == 1
 
     def _describe(self, max_model_len: int) -> None:
         # Known before the ranks are: gateways load the tokenizer while the ranks load the weights.
@@ -182,7 +210,7 @@ class Supervisor:
         self._on_change()
 
     def _bury(self) -> None:
-        """Kill what is left of this generation; returns when its processes are gone."""
+        """Kill what is left of the ranks; returns when their processes are gone."""
         with self._lock:
             pool = self._pool
         if pool is not None:
@@ -193,7 +221,6 @@ class Supervisor:
     def _adopt(self, pool: RankPool) -> None:
         with self._lock:
             self._pool = pool
-            self._progress = {}
         # `close` looks at the pool under the lock: either it sees this one, or we see its flag.
         if self._stop.is_set():
             pool.close()
@@ -204,6 +231,7 @@ class Supervisor:
             self._max_model_len = engine.max_model_len
             self._state = next_state(self._state, "loaded")
             self._error = None
+        self._has_served = True
         if self._stop.is_set():
             engine.close(NotReady("the replica group was closed while it started"))
         logger.info("group ready", extra={"generation": self._generation})

@@ -11,15 +11,17 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from cluster.autoscaling.work_meter import WorkMeter
 from cluster.preflight import check_model
 from cluster.ray_launcher import RayRanks
 from cluster.replica_group import GroupIdentity, ReplicaGroup
+from core.clock import MonotonicClock
 from core.cores import take_normal_priority
 from core.logs import configure_logging
 from deployments.announcer import Announcer
 from deployments.config import ModelArgs
 from deployments.token_channel.server import TokenChannelServer
-from engine.engine import start_engine
+from engine.prefix_feed import start_fed_engine
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +49,18 @@ class ModelReplica:
             args,
             identity,
             check_model,
-            RayRanks(args.placement, args.parallel),
-            start_engine,
+            RayRanks(args, identity.group_id),
+            start_fed_engine,
             on_change=self._on_change,
         )
         host = args.channel_host or _default_channel_host()
-        self._channel = TokenChannelServer(self._group, secrets.token_bytes(_SECRET_BYTES), host=host)
+        self._channel = TokenChannelServer(
+            self._group, secrets.token_bytes(_SECRET_BYTES), host=host, prefix_feed=self._group.prefix_feed
+        )
         self._announcer = Announcer(self._group.status, Gateways(args.gateway).broadcast)
         self._announcing: asyncio.Task[None] | None = None
+        self._clock = MonotonicClock()
+        self._work_meter = WorkMeter(args.scheduler.max_running)
         try:
             await self._start()
         except BaseException:
@@ -69,6 +75,14 @@ class ModelReplica:
         failure = self._group.failure()
         if failure is not None:
             raise RayActorError(error_msg=f"replica group failed: {failure}")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what the group does, for an autoscaling policy; Serve asks while `autoscaling_config` is set."""
+        load = self._group.load()
+        return {} if load is None else self._work_meter.measure(self._clock.now_s(), load)._asdict()
+
+    async def wake(self) -> None:
+        """Return at once. A call that waits for a replica is what Serve starts the first one for."""
 
     async def __del__(self) -> None:
         """Let open streams finish, then end the ranks; Serve calls this before it stops the replica."""

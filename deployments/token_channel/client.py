@@ -9,8 +9,21 @@ from core.errors import EaglerayError, ErrorInfo, ReplicaFailed
 from core.frames import ConnectionLost
 from deployments.groups.transport import NOBODY, GroupListener
 from deployments.token_channel.connection import FrameConnection
-from deployments.token_channel.messages import Accepted, Cancel, Events, FromGroup, Load, Refused, Submit, Welcome
+from deployments.token_channel.messages import (
+    PROTOCOL_VERSION,
+    Accepted,
+    Cancel,
+    Events,
+    FromGroup,
+    Load,
+    Placed,
+    Refused,
+    Submit,
+    WantPrefixes,
+    Welcome,
+)
 from deployments.token_channel.streams import EventStream, OpenStreams
+from engine.prefix_feed import PrefixNews
 from engine.request import EngineLoad, GenerationRequest, StepEvents
 
 
@@ -123,6 +136,11 @@ class TcpTransport:
         welcome = await self._welcome
         if welcome.group_id != self._group_id:
             raise ConnectionLost(f"replica group {welcome.group_id} answers there")
+        if welcome.protocol != PROTOCOL_VERSION:
+            raise ConnectionLost(
+                f"it speaks version {welcome.protocol} of the token channel and this gateway version "
+                f"{PROTOCOL_VERSION}; run the same release of eagleray on both"
+            )
         self._watch_silence()
 
     @property
@@ -159,7 +177,9 @@ class TcpTransport:
         elif isinstance(message, Accepted):
             self._answer(message.request_id, None)
         elif isinstance(message, Load):
-            self._take_load(message.load)
+            self._take_load(message)
+        elif isinstance(message, Placed):
+            self._take_placed(message)
         elif isinstance(message, Refused):
             self._answer(message.request_id, message.error.to_error())
         elif not self._welcome.done():
@@ -173,10 +193,20 @@ class TcpTransport:
             raise ConnectionLost(f"peer sent {len(message.token_ids)} tokens for {len(named_ids)} requests")
         return StepEvents(named_ids, message.token_ids, message.events)
 
-    def _take_load(self, load: EngineLoad) -> None:
-        self._load = load
+    def _take_load(self, message: Load) -> None:
+        self._load = message.load
         # Not at once: acceptances of the same read must wake their submits first (see `connect`).
-        self._loop.call_soon(self._listener.on_load, load)
+        self._loop.call_soon(self._listener.on_load, message.load)
+        if message.prefixes is not None:
+            self._loop.call_soon(self._pass_on, message.prefixes)
+
+    def _take_placed(self, message: Placed) -> None:
+        for placement in message.placements:
+            self._loop.call_soon(self._listener.on_placed, placement)
+
+    def _pass_on(self, news: PrefixNews) -> None:
+        if not self._listener.on_prefixes(news):
+            self._connection.send(self._encoder.encode(WantPrefixes()))
 
     def _on_lost(self, reason: str) -> None:
         if not self._welcome.done():

@@ -1,7 +1,8 @@
 """The token channel's vocabulary: one authenticated TCP connection per gateway and group, msgpack frames.
 
-    gateway -> group   Submit, Cancel
-    group -> gateway   Welcome once, then Accepted or Refused per Submit, one Events per step, Load every 100 ms or so
+    gateway -> group   Submit, Cancel; WantPrefixes after a gap in prefix news
+    group -> gateway   Welcome once, then Accepted or Refused per Submit, one Events per step, Load every 100 ms or so,
+                       Placed within 10 ms of what other gateways placed
 
 Token ids only: text, JSON and HTTP stay on the gateway's side. A broken connection means the group is lost to this
 gateway, and every stream on it ends in ReplicaFailed (until a later issue resumes it elsewhere).
@@ -10,15 +11,21 @@ gateway, and every stream on it ends in ReplicaFailed (until a later issue resum
 import msgspec
 
 from core.errors import ErrorInfo
-from engine.request import EngineLoad, GenerationRequest, TokenEvent
+from engine.prefix_feed import PrefixNews
+from engine.request import EngineLoad, GenerationRequest, Placement, TokenEvent
+
+PROTOCOL_VERSION = 2
+"""Of this vocabulary; grows whenever an end of the version before would misunderstand a frame."""
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
-    """First frame of a group."""
+    """First frame of a group; every version can read it."""
 
     group_id: str
     model: str
     generation: int
+    protocol: int = 1
+    """The group's PROTOCOL_VERSION; the first version did not say."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -56,12 +63,24 @@ class Events(msgspec.Struct, frozen=True, tag=True):
     """Whose `token_ids` are; None: those of the latest frame that named any."""
 
 
-class Load(msgspec.Struct, frozen=True, tag=True):
-    """How busy the group is."""
+class Load(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """How busy the group is, and what changed in its prefix cache since the Load before."""
 
     sequence: int
     load: EngineLoad
+    prefixes: PrefixNews | None = None
+    """A snapshot in answer to WantPrefixes and, if there is an engine, soon after the welcome."""
 
 
-FromGateway = Submit | Cancel
-FromGroup = Welcome | Accepted | Refused | Events | Load
+class Placed(msgspec.Struct, frozen=True, tag=True):
+    """What the group has just accepted from other gateways; every later Load counts it."""
+
+    placements: list[Placement]
+
+
+class WantPrefixes(msgspec.Struct, frozen=True, tag=True):
+    """The gateway has missed prefix news, or knows another epoch's: it gets no more of it before a snapshot."""
+
+
+FromGateway = Submit | Cancel | WantPrefixes
+FromGroup = Welcome | Accepted | Refused | Events | Load | Placed

@@ -1,4 +1,4 @@
-"""The group's end of the token channel: accepts gateways, and tells each of them how busy the group is.
+"""The group's end of the token channel: accepts gateways, and tells each of them what routers want to know.
 
 A gateway that reads too slowly is not waited for: past `max_buffered_bytes` unsent its connection is dropped and its
 requests are cancelled, so that neither the engine nor the other gateways notice.
@@ -6,27 +6,22 @@ requests are cancelled, so that neither the engine nor the other gateways notice
 
 import asyncio
 import logging
-
-import msgspec
+import time
+from collections.abc import Callable
 
 from cluster.status import ChannelAddress
 from cluster.submit_target import SubmitTarget
-from core.frames import pack
 from deployments.token_channel.connection import MAX_BUFFERED_BYTES, FrameConnection
-from deployments.token_channel.messages import Load
+from deployments.token_channel.gossip import PlacementGossip
+from deployments.token_channel.reports import GroupReports
 from deployments.token_channel.session import GatewaySession
-from engine.request import EngineLoad
+from engine.prefix_feed import PrefixFeed
 
 logger = logging.getLogger(__name__)
 
 LOAD_PERIOD_S = 0.1
 """Between two reports while there is work. Sixteen routers keep 95 % of one router's goodput at 0.1 s, 77 % at 1 s
 (replayed on Mooncake traces)."""
-IDLE_PERIODS = 10
-"""An unchanged idle report goes out once in that many periods; gateways take it as a sign of life."""
-
-_NO_ENGINE = EngineLoad(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-"""What a group reports while it has no engine: a sign of life. Gateways see from its announced state not to use it."""
 
 
 class TokenChannelServer:
@@ -43,7 +38,9 @@ class TokenChannelServer:
         max_buffered_bytes: int = MAX_BUFFERED_BYTES,
         max_connections: int = 1024,
         load_period_s: float = LOAD_PERIOD_S,
+        prefix_feed: Callable[[], PrefixFeed | None] = lambda: None,
     ) -> None:
+        """`prefix_feed` returns that of the engine that serves now."""
         self._target = target
         self._address = ChannelAddress(host, port, secret)
         self._advertised_host = advertised_host if advertised_host is not None else host
@@ -54,9 +51,8 @@ class TokenChannelServer:
         self._load_task: asyncio.Task[None] | None = None
         self._sessions: dict[GatewaySession, asyncio.Task[None]] = {}
         self._owners: dict[str, GatewaySession] = {}
-        self._last_load: EngineLoad | None = None
-        self._num_reports = 0
-        self._num_quiet_periods = 0
+        self._reports = GroupReports(target, prefix_feed, time.monotonic)
+        self._gossip = PlacementGossip(self._sessions)
         self._is_closed = False
 
     async def start(self) -> ChannelAddress:
@@ -92,6 +88,7 @@ class TokenChannelServer:
         listener, self._listener = self._listener, None
         listener.close()
         self._load_task.cancel()
+        self._gossip.drop()
         tasks = [self._load_task, *self._sessions.values()]
         for session in list(self._sessions):
             session.connection.close("the group closed the channel")
@@ -101,23 +98,8 @@ class TokenChannelServer:
 
     def report_load(self) -> None:
         """Send a Load to every gateway if there is work, a change, or nothing was said for a second."""
-        load = self._load()
-        self._num_quiet_periods += 1
-        is_busy = load.num_running > 0 or load.num_waiting > 0
-        if is_busy or load != self._last_load or self._num_quiet_periods >= IDLE_PERIODS:
-            self._num_quiet_periods = 0
-            self._last_load = load
-            frame = self._load_frame(load)
-            for session in list(self._sessions):
-                session.send_packed(frame)
-
-    def _load(self) -> EngineLoad:
-        load = self._target.load()
-        return load if load is not None else _NO_ENGINE
-
-    def _load_frame(self, load: EngineLoad) -> bytes:
-        self._num_reports += 1
-        return pack(msgspec.msgpack.encode(Load(self._num_reports, load)))
+        if self._reports.send(list(self._sessions)):
+            self._gossip.drop()
 
     async def _report_loads(self) -> None:
         while True:
@@ -130,6 +112,7 @@ class TokenChannelServer:
             self._owners,
             on_made=self._begin,
             on_lost=self._forget,
+            on_placed=self._gossip.note,
             max_buffered_bytes=self._max_buffered_bytes,
         )
         return session.connection
@@ -146,7 +129,7 @@ class TokenChannelServer:
 
     async def _serve(self, session: GatewaySession) -> None:
         await session.welcome(self._address.secret)
-        session.send_packed(self._load_frame(self._load()))
+        self._reports.send_first(session)
 
     def _forget(self, session: GatewaySession) -> None:
         self._sessions.pop(session, None)

@@ -18,8 +18,17 @@ from cluster.submit_target import SubmitTarget
 from core.errors import EaglerayError, ErrorInfo, InvalidRequest
 from core.frames import ConnectionLost, pack
 from deployments.token_channel.connection import FrameConnection
-from deployments.token_channel.messages import Accepted, Cancel, Events, FromGateway, Refused, Submit, Welcome
-from engine.request import GenerationRequest, StepEvents
+from deployments.token_channel.messages import (
+    PROTOCOL_VERSION,
+    Accepted,
+    Cancel,
+    Events,
+    FromGateway,
+    Refused,
+    Submit,
+    Welcome,
+)
+from engine.request import GenerationRequest, Placement, StepEvents
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +68,15 @@ class GatewaySession:
         owners: dict[str, "GatewaySession"],
         on_made: Callable[["GatewaySession"], None],
         on_lost: Callable[["GatewaySession"], None],
+        on_placed: Callable[["GatewaySession", Placement], None],
         max_buffered_bytes: int,
     ) -> None:
+        self.wants_prefixes = True
+        """Whether it must have a snapshot before any other prefix news."""
         self._target = target
         self._owners = owners
         self._on_session_lost = on_lost
+        self._on_placed = on_placed
         self._max_buffered_bytes = max_buffered_bytes
         self._loop = asyncio.get_running_loop()
         self._is_welcome = False
@@ -89,7 +102,7 @@ class GatewaySession:
             return
         self._is_welcome = True
         status = self._target.status()
-        self._send(Welcome(status.group_id, status.model, status.generation))
+        self._send(Welcome(status.group_id, status.model, status.generation, PROTOCOL_VERSION))
         logger.info("gateway connected", extra={"peer": self.connection.peer})
 
     def send_packed(self, frame: bytes) -> None:
@@ -109,8 +122,10 @@ class GatewaySession:
             return
         if isinstance(message, Submit):
             self._submit(message.request)
-        else:
+        elif isinstance(message, Cancel):
             self._cancel(message)
+        else:
+            self.wants_prefixes = True
 
     def _submit(self, request: GenerationRequest) -> None:
         request_id = request.request_id
@@ -119,7 +134,7 @@ class GatewaySession:
             return
         self._owners[request_id] = self
         try:
-            self._target.submit(request, self._sink)
+            placement = self._target.submit(request, self._sink)
         except EaglerayError as error:
             del self._owners[request_id]
             self._refuse(request_id, error)
@@ -130,6 +145,7 @@ class GatewaySession:
             self._refuse(request_id, EaglerayError("the replica group failed to take the request; see its log"))
         else:
             self._send(Accepted(request_id))
+            self._on_placed(self, placement)
 
     def _refuse(self, request_id: str, error: EaglerayError) -> None:
         self._send(Refused(request_id, ErrorInfo.of(error)))

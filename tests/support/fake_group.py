@@ -8,7 +8,7 @@ from core.errors import EaglerayError, ErrorInfo, ReplicaFailed
 from core.progress import Progress
 from engine.config import EngineConfig, ModelConfig
 from engine.ranks import RankPool
-from engine.request import EngineLoad, EventSink, GenerationRequest, StepEvents, TokenEvent
+from engine.request import EngineLoad, EventSink, GenerationRequest, Placement, StepEvents, TokenEvent
 from parallel.ops.choice import OpChoice
 from parallel.sampling.params import SamplingParams
 from tests.support.fake_ranks import FakeRankPool
@@ -20,6 +20,7 @@ class FakeEngine:
     """A `ModelEngine`: accepts every request and does nothing until a test breaks, finishes or closes it."""
 
     max_model_len = 2048
+    prefix_feed = None
     ops = (OpChoice("linear", "torch", "fake"),)
 
     def __init__(self) -> None:
@@ -27,9 +28,10 @@ class FakeEngine:
         self._end: ReplicaFailed | None = None
         self.open: dict[str, EventSink] = {}
 
-    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
+    def submit(self, request: GenerationRequest, sink: EventSink) -> Placement:
         """Remember it."""
         self.open[request.request_id] = sink
+        return Placement.of(request)
 
     def cancel(self, request_id: str) -> None:
         """Forget it, with its terminal event."""

@@ -7,7 +7,7 @@ from cluster.status import ChannelAddress, GroupState, GroupStatus
 from core.errors import EaglerayError, ErrorInfo, ReplicaFailed
 from core.progress import Progress
 from engine.engine import Engine
-from engine.request import EngineLoad, EventSink, GenerationRequest, StepEvents, TokenEvent
+from engine.request import EngineLoad, EventSink, GenerationRequest, Placement, StepEvents, TokenEvent
 from parallel.ops.choice import OpChoice
 from parallel.plan import TokenLogprobs
 from tests.support.byte_tokenizer import EOS
@@ -58,7 +58,7 @@ class ScriptedGroup:
         self.cancelled: list[str] = []
         self.open: dict[str, EventSink] = {}
 
-    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
+    def submit(self, request: GenerationRequest, sink: EventSink) -> Placement:
         if self.refusal is not None:
             raise self.refusal
         self.requests.append(request)
@@ -67,6 +67,7 @@ class ScriptedGroup:
             sink(StepEvents(events=[event]))
         if not self.is_endless:
             del self.open[request.request_id]
+        return Placement.of(request)
 
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)
@@ -119,8 +120,8 @@ class EngineGroup:
         self._thread = threading.Thread(target=engine.run, daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
-        self.engine.submit(request, sink)
+    def submit(self, request: GenerationRequest, sink: EventSink) -> Placement:
+        return self.engine.submit(request, sink)
 
     def cancel(self, request_id: str) -> None:
         self.engine.cancel(request_id)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from cluster.status import ChannelAddress, GroupState, GroupStatus
 from core.errors import EaglerayError
-from engine.request import EngineLoad, EventSink, GenerationRequest, StepEvents, TokenEvent
+from engine.request import EngineLoad, EventSink, GenerationRequest, Placement, StepEvents, TokenEvent
 from parallel.sampling.params import SamplingParams
 
 
@@ -53,7 +53,7 @@ class FakeTarget:
         self.current_load: EngineLoad | None = engine_load()
         self.current_status = group_status(group_id)
 
-    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
+    def submit(self, request: GenerationRequest, sink: EventSink) -> Placement:
         if self.refusal is not None:
             raise self.refusal
         self.requests[request.request_id] = request
@@ -61,6 +61,7 @@ class FakeTarget:
         self.on_submit()
         if self.events_on_submit:
             sink(StepEvents(events=self.events_on_submit))
+        return Placement.of(request)
 
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)

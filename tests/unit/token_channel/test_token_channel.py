@@ -15,7 +15,17 @@ from core.errors import EaglerayError, InvalidRequest, QueueFull, ReplicaFailed
 from core.frames import MAX_FRAME_BYTES, authenticate_stream, pack, read_frame
 from deployments.groups.transport import GroupListener, TokenStream
 from deployments.token_channel.client import TcpTransport
-from deployments.token_channel.messages import Accepted, Cancel, Events, FromGroup, Load, Refused, Submit, Welcome
+from deployments.token_channel.messages import (
+    PROTOCOL_VERSION,
+    Accepted,
+    Cancel,
+    Events,
+    FromGroup,
+    Load,
+    Refused,
+    Submit,
+    Welcome,
+)
 from deployments.token_channel.server import TokenChannelServer
 from engine.request import EngineLoad, StepEvents, TokenEvent
 from tests.support.fake_target import FakeTarget, engine_load, generation_request
@@ -383,7 +393,7 @@ async def silent_group() -> AsyncIterator[tuple[ChannelAddress, list[asyncio.Str
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await authenticate_stream(reader, writer, SECRET)
-        writer.write(pack(msgspec.msgpack.encode(Welcome("group-1", "tiny", 1))))
+        writer.write(pack(msgspec.msgpack.encode(Welcome("group-1", "tiny", 1, PROTOCOL_VERSION))))
         writers.append(writer)
         with suppress(ConnectionError):
             await reader.read()
