@@ -115,7 +115,10 @@ class GroupDirectory:
         clock: Clock | None = None,
         forget_after_s: float = 15.0,
     ) -> None:
-        """`expected`: public model names to accept announcements for; None accepts any. Default `router`: by `routing`."""
+        """`expected`: public model names to accept announcements for; None accepts any.
+
+        `router` is made as `routing` says unless it is given.
+        """
         self._expected = frozenset(expected) if expected is not None else None
         self._connect = connect
         self._clock = clock if clock is not None else MonotonicClock()

@@ -20,6 +20,12 @@ class Ended(NamedTuple):
     """What the connection broke with, if it did."""
 
     @property
+    def text(self) -> str:
+        """All text of the first choice."""
+        parts = [event["choices"][0]["delta"].get("content") or "" for event in self.events if event.get("choices")]
+        return "".join(parts)
+
+    @property
     def error_code(self) -> str | None:
         """Code of the last event if it is an error."""
         last = self.events[-1] if self.events else {}
@@ -41,11 +47,12 @@ def story_body(model: str, max_tokens: int, content: str = "Tell me a very long 
 class RawStream:
     """One streamed chat completion, read by a thread of its own."""
 
-    def __init__(self, url: str, model: str, max_tokens: int) -> None:
+    def __init__(self, url: str, model: str, max_tokens: int, **fields: Any) -> None:
+        """`fields` are added to the body."""
         self.has_begun = threading.Event()
         self.ended: Ended | None = None
         self._url = f"{url}/v1/chat/completions"
-        self._body = story_body(model, max_tokens)
+        self._body = story_body(model, max_tokens) | fields
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
