@@ -12,14 +12,19 @@ from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
+from cluster.autoscaling.policy import ScalingConfig
 from core.config import Config, read_yaml
 from core.errors import InvalidConfig
 from deployments.config import GATEWAY_DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_OPTIONS, ModelArgs
 from deployments.gateway.config import GatewayConfig
 
 EXIT_PROBLEMS = 2
+HAND_OVER_S = 5.0
+"""What a group needs beside its drain time: two seconds until Serve tells it to drain, a step, the end of its ranks."""
+SCALING_POLICY = "cluster.autoscaling.serve_policy:TokenWorkPolicy"
+"""What `autoscaling_config.policy.policy_function` must be for a model."""
 
 
 class Builder(NamedTuple):
@@ -138,6 +143,8 @@ def _application_problems(application: ServeApplicationSchema, path: str) -> Ite
             yield f"{here}.user_config: {builder.deployment} has no live settings yet; move them to args"
     if isinstance(args, ModelArgs):
         yield from _model_problems(application, args, path)
+        for index, deployment in enumerate(application.deployments):
+            yield from _autoscaling_problems(deployment, f"{path}.deployments.{index}")
 
 
 def _model_problems(application: ServeApplicationSchema, args: ModelArgs, path: str) -> Iterator[str]:
@@ -147,11 +154,35 @@ def _model_problems(application: ServeApplicationSchema, args: ModelArgs, path: 
     for deployment in application.deployments:
         if "graceful_shutdown_timeout_s" in deployment.model_fields_set:
             grace_s = deployment.graceful_shutdown_timeout_s
-    if args.drain_timeout_s >= grace_s:
+    if args.drain_timeout_s + HAND_OVER_S > grace_s:
         yield (
-            f"{path}.args.drain_timeout_s: {args.drain_timeout_s:g} s do not fit graceful_shutdown_timeout_s="
-            f"{grace_s:g}; Serve would kill the group before its streams end"
+            f"{path}.args.drain_timeout_s: {args.drain_timeout_s:g} s and {HAND_OVER_S:g} s to hand streams over do not "
+            f"fit graceful_shutdown_timeout_s={grace_s:g}; Serve would kill the group before its streams end"
         )
+
+
+def _autoscaling_problems(deployment: DeploymentSchema, path: str) -> Iterator[str]:
+    """Yield what would have Serve scale a model by anything but its work, or the policy not be what it says it is."""
+    settings = deployment.autoscaling_config
+    if not isinstance(settings, dict):
+        return
+    here, policy = f"{path}.autoscaling_config", settings.get("policy", {})
+    if policy.get("policy_function") != SCALING_POLICY:
+        yield (
+            f"{here}.policy: requests come by the token channel, so Serve counts none and would never add a group; "
+            f"use `policy_function: {SCALING_POLICY}`"
+        )
+        return
+    try:
+        scaling = ScalingConfig.model_validate(policy.get("policy_kwargs", {}))
+    except ValidationError as error:
+        yield from _validation_problems(error, f"{here}.policy.policy_kwargs.")
+        return
+    for name in ("upscale_delay_s", "downscale_delay_s"):
+        if settings.get(name) != 0:
+            yield f"{here}.{name}: set it to 0; the policy has delays of its own, and Serve's would come on top"
+    if scaling.to_zero_after_s is not None and settings.get("min_replicas") != 0:
+        yield f"{here}.min_replicas: `to_zero_after_s` is set; without `min_replicas: 0` it has no effect"
 
 
 def _cross_references(config: ServeDeploySchema) -> Iterator[str]:
