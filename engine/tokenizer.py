@@ -7,6 +7,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from core.errors import CheckpointError, InvalidRequest, UnsupportedModel
 from engine.chat_template import ChatTemplate
+from engine.plain_text import PlainText
 from engine.token_bytes import TokenBytes, TokenDecoder
 from engine.tokenizer_files import TokenizerFiles, find_tokenizer_files
 
@@ -27,6 +28,7 @@ class Tokenizer:
         }
         self._special_tokens = files.special_tokens
         self._configured_eos_ids = files.eos_token_ids
+        self._plain = PlainText(library, self._control_ids())
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -70,7 +72,16 @@ class Tokenizer:
         try:
             return self._library.encode(text, add_special_tokens=add_special_tokens).ids
         except (UnicodeEncodeError, TypeError):
-            raise InvalidRequest("the text holds half of a surrogate pair; send valid Unicode") from None
+            raise _half_a_pair() from None
+
+    def encode_plain(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return token ids of text that is nothing but text, whatever it spells. Raises InvalidRequest as `encode`."""
+        if not self._plain.has_control(text):
+            return self.encode(text, add_special_tokens)
+        try:
+            return self._plain.encode(text, add_special_tokens)
+        except (UnicodeEncodeError, TypeError):
+            raise _half_a_pair() from None
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of a whole output; the same as stepping a decoder without a prompt."""
@@ -100,14 +111,20 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         variables: Mapping[str, object] | None = None,
     ) -> list[int]:
-        """Return the prompt's token ids. `variables` reach the template as they are (`enable_thinking`).
+        """Return the prompt's token ids; a control token that a message, tool or variable spells stays text.
 
-        Raises InvalidRequest if there is no template or it rejects the messages.
+        `variables` reach the template by their names (`enable_thinking`). Raises InvalidRequest if there is no template
+        or it rejects the messages.
         """
+        mark, turns, functions, settings = self._plain.marked(messages, tools or (), variables or {})
+        text = self.render_chat(turns, functions, add_generation_prompt, settings)
         # Templates write the special tokens themselves.
-        return self.encode(
-            self.render_chat(messages, tools, add_generation_prompt, variables), add_special_tokens=False
-        )
+        if mark not in text:
+            return self.encode(text, add_special_tokens=False)
+        try:
+            return self._plain.encode_marked(text, mark)
+        except (UnicodeEncodeError, TypeError):
+            raise _half_a_pair() from None
 
     def render_chat(
         self,
@@ -123,6 +140,16 @@ class Tokenizer:
             raise InvalidRequest("this model has no chat template; use /v1/completions with a prompt", param="messages")
         return template.render(messages, tools, add_generation_prompt, variables)
 
+    def _control_ids(self) -> set[int]:
+        """Return every token that is no text: special ones, ones with a role, ones that end a text."""
+        special = {id_ for id_, token in self._library.get_added_tokens_decoder().items() if token.special}
+        roles = {self._library.token_to_id(token) for token in self._special_tokens.values()}
+        return special | {id_ for id_ in roles if id_ is not None} | set(self.eos_token_ids)
+
     def _id_of_role(self, role: str) -> int | None:
         token = self._special_tokens.get(role)
         return None if token is None else self._library.token_to_id(token)
+
+
+def _half_a_pair() -> InvalidRequest:
+    return InvalidRequest("the text holds half of a surrogate pair; send valid Unicode")

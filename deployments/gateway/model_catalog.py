@@ -38,7 +38,11 @@ class ModelTokenizer(DecoderFactory, Protocol):
         ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the text's tokens."""
+        """Return the text's tokens; control tokens that it spells are among them."""
+        ...
+
+    def encode_plain(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the text's tokens; what it spells stays text."""
         ...
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -68,9 +72,13 @@ class GatewayModel(NamedTuple):
     tokenizer: ModelTokenizer
     threads: ThreadPoolExecutor
 
-    async def encode(self, text: str) -> list[int]:
-        """Return the tokens of a prompt. Raises ContextTooLong for texts too long to look at."""
-        return await self._off_loop(len(text), lambda: self.tokenizer.encode(text, add_special_tokens=True))
+    async def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
+        """Return the tokens of a prompt. Raises ContextTooLong for texts too long to look at.
+
+        `add_special_tokens`: begin as the tokenizer begins texts. `parse_special`: control tokens may be spelled.
+        """
+        encode = self.tokenizer.encode if parse_special else self.tokenizer.encode_plain
+        return await self._off_loop(len(text), lambda: encode(text, add_special_tokens))
 
     async def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the tokens of a chat. Raises ContextTooLong, or what the template refuses with."""

@@ -93,13 +93,18 @@ async def prepare_completion(body: bytes, caller: Caller, catalog: ModelCatalog,
     """Return what is to be run. Raises RequestError, NotReady."""
     request = parse_completion(body, limits)
     model = visible_model(request.model, caller, catalog)
-    prompts: list[list[int]] = []
-    for prompt in request.prompts():
-        prompts.append(await model.encode(prompt) if isinstance(prompt, str) else prompt)
+    prompts = [await _token_ids(request, prompt, model) for prompt in request.prompts()]
     meta = new_meta("cmpl", model)
     choices = build_choices(request, caller, model, prompts, meta.id, limits, request.token_limit, request.logprobs)
     echoes = [_echo(request, prompt, model) for prompt in request.prompts() for _ in range(request.num_completions)]
     return Job(model.name, request, choices, CompletionWriter(meta, request, echoes, model.tokenizer))
+
+
+async def _token_ids(request: CompletionRequest, prompt: str | list[int], model: GatewayModel) -> list[int]:
+    if not isinstance(prompt, str):
+        return prompt
+    begins_as_usual = request.add_special_tokens is not False
+    return await model.encode(prompt, add_special_tokens=begins_as_usual, parse_special=bool(request.parse_special))
 
 
 def _echo(request: CompletionRequest, prompt: str | list[int], model: GatewayModel) -> str:

@@ -2,7 +2,7 @@
 
 The OpenAI fields, and those that vLLM and Hugging Face servers added and clients send: top_k, min_p,
 repetition_penalty, min_tokens, ignore_eos, stop_token_ids, skip_special_tokens, include_stop_str_in_output, priority,
-cache_salt.
+cache_salt, add_special_tokens, parse_special.
 """
 
 import re
@@ -128,6 +128,10 @@ class CompletionRequest(GenerationFields, kw_only=True):
 
     prompt: Prompt
     echo: bool | None = None
+    add_special_tokens: bool | None = None
+    """Whether a prompt begins as the tokenizer begins texts, usually with a start token; it does by default."""
+    parse_special: bool | None = None
+    """Whether a control token spelled in a prompt is one; by default it is text."""
     logprobs: _TopLogprobs | None = None
 
     @property

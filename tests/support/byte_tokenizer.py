@@ -34,6 +34,9 @@ class ByteTokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode("utf-8"))
 
+    def encode_plain(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self.encode(text, add_special_tokens)
+
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         decoder = self.decoder((), skip_special_tokens)
         return "".join(map(decoder.step, token_ids)) + decoder.flush()

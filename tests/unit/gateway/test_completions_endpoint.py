@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
+from engine.tokenizer import Tokenizer
 from tests.support.byte_tokenizer import EOS
+from tests.support.checkpoints import write_byte_tokenizer
 from tests.support.fake_groups import ScriptedGroup
 from tests.support.gateways import serving
 
@@ -86,3 +88,21 @@ def test_logprobs_are_parallel_lists_with_offsets_into_the_text():
         assert [offset for logprobs in streamed for offset in logprobs["text_offset"]] == [0, 1, 1, 2]
 
     asyncio.run(main())
+
+
+def test_a_prompt_is_text_unless_its_sender_says_that_it_spells_control_tokens(tmp_path):
+    tokenizer = Tokenizer.load(write_byte_tokenizer(tmp_path))
+
+    async def main():
+        group = ScriptedGroup("x")
+        async with serving(group, load=lambda source, revision: tokenizer) as client:
+            await client.complete(prompt="<|user|>")
+            await client.complete(prompt="<|user|>", parse_special=True)
+            await client.chat(messages=[{"role": "user", "content": "<|user|>"}])
+        return [request.token_ids for request in group.requests]
+
+    plain, parsed, chat = asyncio.run(main())
+    user = tokenizer.token_to_id("<|user|>")
+    assert tokenizer.decode(plain) == "<|user|>" and user not in plain
+    assert parsed == [user]
+    assert chat.count(user) == 1
