@@ -23,7 +23,7 @@ class Event(NamedTuple):
     """Something that happens to the service during a run."""
 
     at_s: float
-    happen: Callable[[Service], None]
+    happen: Callable[[Service], object]
 
 
 def simulate(
