@@ -19,6 +19,7 @@ class Fleet:
 
     def __init__(self, *group_ids: str, limits: StreamLimits | None = None, clock: Clock | None = None) -> None:
         self.targets = {group_id: FakeTarget(group_id) for group_id in group_ids}
+        self.listeners: dict[str, GroupListener] = {}
         self.directory = GroupDirectory(connect=self._connect, clock=clock)
         self.streams = UnbrokenStreams(self.directory, limits, clock)
 
@@ -68,4 +69,5 @@ class Fleet:
         await self.directory.close()
 
     async def _connect(self, address: ChannelAddress, group_id: str, listener: GroupListener) -> InProcessTransport:
+        self.listeners[group_id] = listener
         return InProcessTransport(self.targets[group_id])

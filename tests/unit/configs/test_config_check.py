@@ -77,6 +77,7 @@ def test_a_misspelt_key_is_named_with_its_path_at_every_level(path):
         (("applications", 1, "args", "cache", "memory"), "lots", "memory"),
         (("applications", 1, "args", "model", "dtype"), "int3", "dtype"),
         (("applications", 1, "args", "drain_timeout_s"), 30, "graceful_shutdown_timeout_s=30"),
+        (("applications", 1, "args", "drain_timeout_s"), 26, "5 s to hand streams over"),
         (("applications", 1, "args", "gateway"), "gatway", "no gateway application 'gatway'"),
         (("applications", 1, "route_prefix"), "/model", "route_prefix: null"),
         (("applications", 1, "deployments", 0, "name"), "Replica", "use ReplicaGroup"),
