@@ -82,8 +82,11 @@ def error_body(error: EaglerayError) -> bytes:
 
 
 def error_event(error: EaglerayError) -> bytes:
-    """Return the server-sent event that ends a stream which broke after its first byte."""
-    return b"data: " + error_body(error) + b"\n\ndata: [DONE]\n\n"
+    """Return the server-sent event that ends a stream which broke after its first byte.
+
+    No `[DONE]` follows: a client that looks for nothing else must not take what it has for the whole answer.
+    """
+    return b"data: " + error_body(error) + b"\n\n"
 
 
 def error_response(error: EaglerayError, headers: dict[str, str] | None = None) -> Response:
