@@ -130,6 +130,7 @@ class EngineMachine(RuleBasedStateMachine):
         load = self.engine.load()
         assert load.num_free_blocks + load.num_cached_blocks == load.num_blocks
         assert (load.num_running, load.num_waiting, load.num_outstanding_tokens) == (0, 0, 0)
+        assert (load.num_uncached_tokens, load.num_kv_tokens) == (0, 0)
 
     @invariant()
     def every_token_is_the_one_an_undisturbed_run_gives(self):
