@@ -13,6 +13,13 @@ SPEC = ServiceSpec(ROUTERS["least_tokens"])
 NO_WORK = Observation(num_groups=1)
 
 
+class OneLess:
+    """Two replicas for 5 s, then one."""
+
+    def desired(self, state: FleetState) -> int:
+        return 2 if state.now_s < 5 else 1
+
+
 def state(
     now_s: float, num_groups: int, num_ongoing: int = 0, kv_used: float = 0.0, num_starting: int = 0
 ) -> FleetState:
