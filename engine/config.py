@@ -1,6 +1,7 @@
 """What one model copy is configured with. Restart-only; live limits are in SchedulerConfig and can be replaced."""
 
 import re
+from collections.abc import Collection
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
@@ -8,6 +9,8 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from core.config import Config
 from parallel.formats.kinds import Quantization
 
+_CPU_STEP_TOKENS = 256
+_GPU_STEP_TOKENS = 2048
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -79,8 +82,9 @@ class SchedulerConfig(Config):
 
     max_running: PositiveInt = 64
     """Most requests computed at the same time; each has a row on every rank."""
-    max_step_tokens: PositiveInt = 2048
-    """Most tokens, prefill and decode together, that one step may process."""
+    max_step_tokens: PositiveInt | None = None
+    """Most tokens, prefill and decode together, that one step may process. Default: 2048 on GPUs, 256 on CPUs, where
+    more make a step longer and not faster; at least max_running."""
     max_prefill_chunk: PositiveInt = 512
     """Most prompt tokens of one request in a step, so that decodes are not held up."""
     max_waiting: PositiveInt = 1024
@@ -100,12 +104,27 @@ class SchedulerConfig(Config):
 
     @model_validator(mode="after")
     def _every_decode_fits_a_step(self) -> Self:
-        if self.max_step_tokens < self.max_running:
+        if self.max_step_tokens is not None and self.max_step_tokens < self.max_running:
             raise ValueError(
                 f"max_step_tokens={self.max_step_tokens} is less than max_running={self.max_running}, so that not "
                 "every running request could get a token in a step; raise the one or lower the other"
             )
         return self
+
+    @property
+    def step_tokens(self) -> int:
+        """`max_step_tokens`; where nothing was configured or settled, what it is on CPUs."""
+        return self.max_step_tokens or max(_CPU_STEP_TOKENS, self.max_running)
+
+    def settled(self, devices: Collection[str]) -> Self:
+        """Return it with every default that depends on the ranks' devices filled in."""
+        is_cpu = "cpu" in devices
+        tokens, depth = self.max_step_tokens, self.max_steps_under_way
+        if tokens is None:
+            tokens = self.step_tokens if is_cpu else max(_GPU_STEP_TOKENS, self.max_running)
+        if depth == "auto":
+            depth = 1 if is_cpu else 2
+        return self.model_copy(update={"max_step_tokens": tokens, "max_steps_under_way": depth})
 
 
 class EngineConfig(Config):

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,7 +16,7 @@ from core.progress import Progress
 from engine.admission import Admission
 from engine.backlog import Backlog
 from engine.block_pool import BlockPool
-from engine.config import EngineConfig, SchedulerConfig
+from engine.config import EngineConfig
 from engine.estimates import Estimates
 from engine.intake import RETRY_AFTER_S, Intake
 from engine.memory import MemoryPlan
@@ -88,7 +88,7 @@ class Engine:
         admission = Admission(spec, self.max_model_len, num_blocks, cache.block_size)
         self._intake = Intake(admission, self._backlog, limits, prefix_cache, self._clock)
         self._step_costs = StepCostModel()
-        self._max_step_tokens = limits.max_step_tokens
+        self._max_step_tokens = limits.step_tokens
         self._block_size = cache.block_size
         self._step_timeout_s = config.parallel.step_timeout_s
         self._step_deadline = StepDeadline(self._step_timeout_s)
@@ -162,8 +162,12 @@ class Engine:
             self._is_looping = True
         failure = ReplicaFailed("the engine thread ended unexpectedly")
         try:
+            self._ranks.when_lost(self._intake.wake)
             while self._closed_by is None:
-                if not self._advance() and not self._intake.sleep(IDLE_CHECK_S):
+                if self._advance():
+                    continue
+                self._ranks.check()
+                if not self._intake.sleep(IDLE_CHECK_S):
                     self._check_ranks()
         except ReplicaFailed as error:
             failure = error
@@ -297,7 +301,10 @@ def start_engine(
     checkpoint = open_checkpoint(path)
     spec = checkpoint.spec
     shard_plan = ShardPlan.of(spec, ranks.world_size)
-    memory = MemoryPlan.of(config, spec, checkpoint.tensors, shard_plan, ranks.join(on_progress))
+    joined = ranks.join(on_progress)
+    scheduler = config.scheduler.settled([rank.device for rank in joined])
+    config = config.model_copy(update={"scheduler": scheduler})
+    memory = MemoryPlan.of(config, spec, checkpoint.tensors, shard_plan, joined)
     logger.info("memory divided", extra={"num_blocks": memory.num_blocks, "explanation": memory.explain()})
     loaded = ranks.load(
         Load(
@@ -311,22 +318,14 @@ def start_engine(
             block_size=memory.block_size,
             max_rows=config.scheduler.max_running,
             max_model_len=memory.max_model_len,
-            max_step_tokens=config.scheduler.max_step_tokens,
+            max_step_tokens=scheduler.step_tokens,
         ),
         on_progress,
     )
     model = config.model.model_copy(update={"max_model_len": memory.max_model_len})
-    depth = steps_under_way(config.scheduler, [rank.device for rank in memory.ranks])
-    scheduler = config.scheduler.model_copy(update={"max_steps_under_way": depth})
     ops = loaded[0].ops
     for choice in ops:
         logger.info("operation has a tier", extra=msgspec.structs.asdict(choice))
-    settled = config.model_copy(update={"model": model, "scheduler": scheduler})
-    return Engine(settled, spec, ranks, memory.num_blocks, prefix_feed=prefix_feed, ops=ops)
-
-
-def steps_under_way(scheduler: SchedulerConfig, devices: Sequence[str]) -> Literal[1, 2]:
-    """Return how many steps may be under way on ranks of these devices: as configured, or what `auto` means there."""
-    if scheduler.max_steps_under_way != "auto":
-        return scheduler.max_steps_under_way
-    return 1 if "cpu" in devices else 2
+    return Engine(
+        config.model_copy(update={"model": model}), spec, ranks, memory.num_blocks, prefix_feed=prefix_feed, ops=ops
+    )

@@ -207,7 +207,7 @@ def _budget_bytes(config: EngineConfig, joined: Joined, devices: Sequence[Joined
 def _activation_bytes(
     scheduler: SchedulerConfig, spec: ModelSpec, shard: RankShard, dtype_bytes: int, longest_context: int
 ) -> int:
-    tokens, hidden = scheduler.max_step_tokens, spec.hidden_size
+    tokens, hidden = scheduler.step_tokens, spec.hidden_size
     query_width = len(shard.query_heads) * spec.head_dim
     kv_width = len(shard.kv_heads) * spec.head_dim
     widest = 3 * hidden + max(2 * query_width + 2 * kv_width, 3 * len(shard.ffn))

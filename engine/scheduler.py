@@ -193,7 +193,7 @@ class Scheduler:
 
     @property
     def _budget(self) -> int:
-        return self._config.max_step_tokens - self._writer.num_tokens
+        return self._config.step_tokens - self._writer.num_tokens
 
     def _compute_chunk(self, stay: RowStay) -> None:
         num_tokens = min(stay.num_unscheduled_tokens, self._config.max_prefill_chunk, self._budget)

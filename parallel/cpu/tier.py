@@ -30,6 +30,7 @@ class CpuTier:
 
     def runner(self, model: CausalLM, kv: KVCache, group: TPGroup, limits: StepLimits) -> RunChoice:
         """Return a runner whose step is one C call, or calls of single operations if the group is out of C's reach."""
+        _leave_cores_to_kernels()
         forward, reason = self._forward(model, kv, group)
         sampler = Sampler(group, model.vocab, CPU, CpuRowKernels(self._library, self._threads))
         level = self._library.level
@@ -49,3 +50,12 @@ class CpuTier:
         if isinstance(group, SharedMemoryGroup):
             return CpuProgram(model, kv, self._library, self._threads, group), ""
         return OpByOp(model, kv, CPU), "the ranks do not share memory, so every sum goes through torch.distributed"
+
+
+def _leave_cores_to_kernels() -> None:
+    """Have torch compute with one thread in this process from now on.
+
+    What is left to it in a step is small, but OpenMP's other threads spin for a while after each of its operations, on
+    cores that the kernels' own threads are waiting for: decode steps of 8 requests took 11.7 ms instead of 8.0.
+    """
+    torch.set_num_threads(1)

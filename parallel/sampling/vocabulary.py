@@ -62,6 +62,8 @@ class ShardedVocabulary:
     def best(self, logits_SV: Tensor) -> Best:
         """Return each row's most likely token."""
         max_S, place_S = row_max(logits_SV) if self._kernels is None else self._kernels.best(logits_SV)
+        if self._group.world_size == 1:
+            return Best(max_S, place_S)
         mine_S2 = torch.stack((max_S.double(), (place_S + self._vocab.start).double()), dim=1)
         logit_GS, token_id_GS = self._group.all_gather(mine_S2).unbind(2)
         # Ranks hold ascending ranges and max returns the first of equals, so equal logits go to the lower token id.

@@ -66,7 +66,7 @@ def make_engine(
             block_size=config.cache.block_size,
             max_rows=config.scheduler.max_running,
             max_model_len=config.model.max_model_len or spec.max_context,
-            max_step_tokens=config.scheduler.max_step_tokens,
+            max_step_tokens=config.scheduler.step_tokens,
         ),
         lambda progress: None,
     )

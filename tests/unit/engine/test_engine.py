@@ -6,7 +6,6 @@ import pytest
 
 from core.errors import ContextTooLong, Draining, InvalidRequest, NotReady, QueueFull, RankDied
 from engine.config import SchedulerConfig
-from engine.engine import steps_under_way
 from engine.step_costs import StepCosts
 from parallel.plan import SampledTokens, StepResult
 from tests.support.engines import Collector, make_config, make_engine, make_request, run_until_idle, tiny_spec
@@ -452,4 +451,13 @@ def test_many_threads_submit_and_cancel_and_every_request_ends_once():
     ],
 )
 def test_one_step_ahead_is_the_default_where_the_next_step_can_be_launched_meanwhile(asked, devices, depth):
-    assert steps_under_way(SchedulerConfig(max_steps_under_way=asked), devices) == depth
+    assert SchedulerConfig(max_steps_under_way=asked).settled(devices).max_steps_under_way == depth
+
+
+@pytest.mark.parametrize(
+    ("asked", "max_running", "devices", "tokens"),
+    [(None, 64, ["cpu"], 256), (None, 300, ["cpu"], 300), (None, 64, ["cuda"], 2048), (100, 64, ["cuda", "cuda"], 100)],
+)
+def test_a_step_on_a_cpu_is_short_unless_told_otherwise(asked, max_running, devices, tokens):
+    config = SchedulerConfig(max_step_tokens=asked, max_running=max_running).settled(devices)
+    assert config.max_step_tokens == config.step_tokens == tokens

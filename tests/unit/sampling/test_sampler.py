@@ -51,7 +51,8 @@ def test_a_plain_greedy_batch_costs_one_exchange(world_size: int):
         sampler.sample(random_logits(4, 100)[:, vocab.start : vocab.stop], batch(vocab))
         return group.num_collectives - before
 
-    assert run_ranks(world_size, collectives) == [1] * world_size
+    # A rank that has the whole vocabulary has nobody to ask.
+    assert run_ranks(world_size, collectives) == [int(world_size > 1)] * world_size
 
 
 def test_a_mixed_batch_gives_the_same_tokens_for_any_number_of_ranks():
