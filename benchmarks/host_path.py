@@ -41,6 +41,7 @@ from deployments.token_channel.client import TcpTransport
 from deployments.token_channel.server import TokenChannelServer
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.prefix_feed import PrefixFeed
 from engine.rank_pools.options import PoolOptions
 from engine.rank_pools.socket_pool import SocketRankPool
 from engine.request import EngineLoad, EventSink, GenerationRequest, Placement
@@ -48,7 +49,8 @@ from engine.stats import EngineStats
 from parallel.models.spec import ModelSpec, RopeSpec
 from parallel.plan import SampledTokens, StepResult, pack_integers, unpack_integers
 from parallel.rank.channel import connect_to_leader
-from parallel.rank.messages import Joined, Plan, RankProgress, RankSpec, Result
+from parallel.rank.messages import Arrived, Enlist, Joined, Plan, RankProgress, RankSpec, Result
+from parallel.rank.pulse import open_pulse
 from parallel.sampling.params import SamplingParams
 
 BLOCK_SIZE = 16
@@ -74,13 +76,17 @@ class PlayedRank:
         self._process = _SPAWN.Process(target=play_rank, args=(specs[0], self._step_s), daemon=True)
         self._process.start()
 
+    def end(self, seat: int) -> None:
+        """Kill and wait."""
+        self.stop()
+
     def stop(self) -> None:
         """Kill and wait."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
 
-    def describe_exit(self, rank: int) -> str | None:
+    def describe_exit(self, seat: int) -> str | None:
         """Return the exit code, None while it runs."""
         code = None if self._process is None else self._process.exitcode
         return None if code is None else f"exit code {code}"
@@ -89,8 +95,12 @@ class PlayedRank:
 def play_rank(spec: RankSpec, step_s: float) -> None:
     """Answer every plan with a token for each of its rows."""
     channel, host = connect_to_leader(spec.leader_host, spec.leader_port, spec.secret)
-    channel.send(Joined(spec.rank, spec.generation, os.getpid(), host, "node", "cpu", 1, 1))
-    channel.send(RankProgress(Progress(spec.rank, "connect", 1, 1)))
+    channel.send(Arrived(spec.seat, os.getpid()))
+    pulse = open_pulse(spec)
+    order = channel.receive()
+    assert isinstance(order, Enlist)
+    channel.send(Joined(order.rank, order.generation, os.getpid(), host, "node", "cpu", 1, 1))
+    channel.send(RankProgress(Progress(order.rank, "connect", 1, 1)))
     sampled = SampledTokens()
     while isinstance(message := channel.receive(), Plan):
         plan = message.plan
@@ -99,6 +109,7 @@ def play_rank(spec: RankSpec, step_s: float) -> None:
             sampled = SampledTokens(rows, pack_integers([5] * len(unpack_integers(rows))))
         time.sleep(step_s)
         channel.send(Result(StepResult(plan.step, sampled, step_s)))
+    pulse.stop()
     channel.finish(1.0)
 
 
@@ -193,7 +204,7 @@ def make_engine(num_rows: int, ranks: SocketRankPool, max_steps_under_way: int) 
         eos_token_ids=(EOS,),
     )
     num_blocks = num_rows * 2**17 // BLOCK_SIZE
-    return Engine(config, spec, ranks, num_blocks, timer=time.thread_time)
+    return Engine(config, spec, ranks, num_blocks, prefix_feed=PrefixFeed(BLOCK_SIZE), timer=time.thread_time)
 
 
 async def measure_engine(num_rows: int, options: argparse.Namespace) -> list[dict[str, float]]:
@@ -203,7 +214,7 @@ async def measure_engine(num_rows: int, options: argparse.Namespace) -> list[dic
     engine = make_engine(num_rows, ranks, options.steps_under_way)
     thread = threading.Thread(target=engine.run)
     thread.start()
-    server = TokenChannelServer(EngineTarget(engine), secrets.token_bytes(32))
+    server = TokenChannelServer(EngineTarget(engine), secrets.token_bytes(32), prefix_feed=lambda: engine.prefix_feed)
     address = await server.start()
     gateway = _SPAWN.Process(
         target=play_gateway, args=((address.host, address.port, address.secret), num_rows), daemon=True

@@ -31,6 +31,8 @@ from engine.rank_pools.socket_pool import SocketRankPool
 from parallel.plan import BlocksAppended, SampledTokens, StepPlan, StepResult, pack_integers, unpack_integers
 from parallel.rank.channel import connect_to_leader
 from parallel.rank.messages import (
+    Arrived,
+    Enlist,
     Joined,
     Listening,
     Plan,
@@ -40,6 +42,7 @@ from parallel.rank.messages import (
     Result,
     Shutdown,
 )
+from parallel.rank.pulse import open_pulse
 
 BLOCK_SIZE = 16
 SHAPES = {"empty": 0, "decode of 256 rows": 256}
@@ -61,33 +64,43 @@ class EchoLauncher:
         for process in self._processes:
             process.start()
 
+    def end(self, seat: int) -> None:
+        """Kill one and wait."""
+        self._processes[seat].kill()
+        self._processes[seat].join()
+
     def stop(self) -> None:
         """Kill and wait."""
         for process in self._processes:
             process.kill()
             process.join()
 
-    def describe_exit(self, rank: int) -> str | None:
+    def describe_exit(self, seat: int) -> str | None:
         """Return the exit code, None while the process runs."""
-        code = self._processes[rank].exitcode
+        code = self._processes[seat].exitcode
         return None if code is None else f"exit code {code}"
 
 
 def echo_rank(spec: RankSpec, num_rows: int) -> None:
     """Be a rank that has nothing to compute."""
     channel, host = connect_to_leader(spec.leader_host, spec.leader_port, spec.secret)
-    channel.send(Joined(spec.rank, spec.generation, os.getpid(), host, "node", "cpu", 1, 1))
+    channel.send(Arrived(spec.seat, os.getpid()))
+    pulse = open_pulse(spec)
+    order = channel.receive()
+    assert isinstance(order, Enlist)
+    channel.send(Joined(order.rank, order.generation, os.getpid(), host, "node", "cpu", 1, 1))
     if spec.world_size > 1:
         assert isinstance(channel.receive(), Rendezvous)
-        if spec.rank == 0:
+        if order.rank == 0:
             channel.send(Listening(1))
-    channel.send(RankProgress(Progress(spec.rank, "connect", 1, 1)))
+    channel.send(RankProgress(Progress(order.rank, "connect", 1, 1)))
     rows, tokens = np.arange(num_rows), np.ones(num_rows, np.int64)
     while not isinstance(message := channel.receive(), Shutdown):
         assert isinstance(message, Plan)
-        if spec.rank == 0:
+        if order.rank == 0:
             sampled = SampledTokens(pack_integers(rows), pack_integers(tokens))
             channel.send(Result(StepResult(message.plan.step, sampled, 0.0)))
+    pulse.stop()
     channel.finish(1.0)
 
 

@@ -99,6 +99,15 @@ class CountedRanks:
         """Return its result."""
         return self._results.popleft()
 
+    def check(self) -> None:
+        """Nothing is lost while nobody looks."""
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Nothing is lost while nobody looks."""
+
+    def renew(self, generation: int) -> None:
+        """Nothing breaks."""
+
     def close(self) -> None:
         """Nothing to leave."""
 

@@ -24,14 +24,24 @@ class PlacementConfig(Config):
 
 
 class RestartConfig(Config):
-    """In-place restarts: new ranks in the same placement group. When they are used up, Serve replaces the replica."""
+    """In-place restarts: only what died is started anew, in the same placement group. When they are used up, Serve
+    replaces the replica."""
 
     max_attempts: NonNegativeInt = 3
     """Restarts in a row; 0 leaves every failure to Serve."""
     backoff_s: float = Field(default=0.5, ge=0, le=600)
     """Wait before the second restart in a row; doubles with each one after it. The first is immediate."""
     stable_after_s: float = Field(default=60.0, ge=0)
-    """A generation that served this long ends the row."""
+    """A generation that served this long ends the row. The second failure in a row replaces every rank."""
+    frozen_after_s: float = Field(default=2.0, ge=0.5, le=3600)
+    """A rank counts as dead after so many seconds without a sign of life. Raise it to look at one in a debugger."""
+    warm_spares: Literal[0, 1] = 0
+    """1 keeps a process ready to take a dead rank's place, its imports done; of a model of one rank it holds the
+    weights too, if there is memory for them. It costs about 0.3 GB (or as much as a rank), the resources of one more
+    rank, and some seconds of CPU after the group is ready. On CPUs of one node only."""
+    incident_folder: str | None = None
+    """Where is kept what was known when ranks hung: the newest 20 incidents of this machine. Default:
+    `$XDG_STATE_HOME/eagleray/incidents`, or `~/.local/state/eagleray/incidents`."""
 
     def pause_s(self, num_failures: int) -> float:
         """Seconds to wait after `num_failures` failures in a row."""

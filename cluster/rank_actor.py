@@ -8,10 +8,10 @@ class RankActor:
     """Wrapped by `ray.remote` in ray_launcher; everything after `run` goes over the rank channel, not over Ray."""
 
     def run(self, spec: RankSpec) -> int:
-        """Be this rank until the leader ends it, return its exit code; blocks for the life of the generation."""
+        """Be a rank until the leader ends it, return its exit code; blocks for as long as this process may live."""
         # Imported here: the leader imports this module too, and must not load torch.
         from parallel.rank.loop import run_rank
 
         # What goes well the leader says.
-        configure_logging("WARNING", rank=spec.rank)
+        configure_logging("WARNING", rank=spec.seat)
         return run_rank(spec)

@@ -1,9 +1,11 @@
-"""Ranks as Ray actors inside one placement group that outlives every generation of them."""
+"""Ranks as Ray actors inside one placement group that outlives them. A seat is one of its bundles."""
 
 import logging
+import os
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import ray
@@ -17,12 +19,11 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.config import PlacementConfig
+from cluster.config import ReplicaGroupConfig, RestartConfig
 from cluster.placement import Resources, bundle_of_rank, describe_room, rank_resources
 from cluster.rank_actor import RankActor
 from core.cores import usable_cores
-from core.errors import NotReady, PlacementImpossible
-from engine.config import ParallelConfig
+from core.errors import InvalidConfig, NotReady, PlacementImpossible
 from engine.rank_pools.options import PoolOptions
 from engine.rank_pools.socket_pool import SocketRankPool
 from engine.ranks import RankPool
@@ -40,50 +41,68 @@ class Room(NamedTuple):
     """A placement group that exists, with rank order settled."""
 
     group: PlacementGroup
-    bundle_of_rank: list[int]
+    bundle_of_seat: list[int]
+    """The first seats are the ranks', in their order; a spare's comes last."""
     resources: Resources
     leader_host: str
     """Address of the leader that every rank's node can reach; loopback when all are on the leader's node."""
     max_ranks_per_node: int
 
 
+class Seated(NamedTuple):
+    """An actor, and the call in which it is a rank."""
+
+    actor: ActorHandle
+    run: ray.ObjectRef
+
+
 class RayLauncher:
-    """One generation of rank actors; a `RankLauncher`."""
+    """Rank actors; a `RankLauncher`."""
 
     def __init__(self, room: Room) -> None:
         self._room = room
         self._lock = threading.Lock()
-        self._actors: list[ActorHandle] = []
-        self._runs: dict[int, ray.ObjectRef] = {}
+        self._seated: dict[int, Seated] = {}
+        self._left: set[int] = set()
+        """Seats whose actors were killed."""
 
     def launch(self, specs: Sequence[RankSpec]) -> None:
-        """Start one actor per spec in the bundle of its rank; does not wait. Raises StartupError."""
+        """Start one actor per spec in the bundle of its seat; does not wait. Raises StartupError."""
         with self._lock:
             for spec in specs:
-                actor = self._actor_class(self._room.bundle_of_rank[spec.rank]).remote()
-                self._actors.append(cast(ActorHandle, actor))
-                self._runs[spec.rank] = actor.run.remote(spec)
+                actor = self._actor_class(self._room.bundle_of_seat[spec.seat]).remote()
+                self._seated[spec.seat] = Seated(cast(ActorHandle, actor), actor.run.remote(spec))
+                self._left.discard(spec.seat)
+
+    def end(self, seat: int) -> None:
+        """Kill the seat's actor and wait until Ray has seen it end; the bundle is free by then."""
+        self._end([seat])
 
     def stop(self) -> None:
-        """Kill every actor and wait until Ray has seen it end; the bundle is free for the next generation by then."""
+        """Kill every actor and wait until Ray has seen them end; the bundles are free by then."""
+        self._end(list(self._seated))
+
+    def _end(self, seats: Sequence[int]) -> None:
         with self._lock:
-            actors, runs = self._actors, list(self._runs.values())
-            self._actors = []
-        for actor in actors:
-            ray.kill(actor, no_restart=True)
-        if not actors:
+            ending = [self._seated[seat] for seat in seats if seat in self._seated.keys() - self._left]
+            self._left.update(seats)
+        for seated in ending:
+            ray.kill(seated.actor, no_restart=True)
+        if not ending:
             return
+        runs = [seated.run for seated in ending]
         _, running = ray.wait(runs, num_returns=len(runs), timeout=_STOP_TIMEOUT_S, fetch_local=False)
         if running:
             logger.warning("ranks still running after kill", extra={"num_ranks": len(running)})
 
-    def describe_exit(self, rank: int) -> str | None:
-        """Return what Ray knows about the end of the rank's process, None while it runs."""
-        run = self._runs.get(rank)
-        if run is None:
+    def describe_exit(self, seat: int) -> str | None:
+        """Return what Ray knows about the end of the seat's process, None while it runs."""
+        with self._lock:
+            seated = self._seated.get(seat)
+        if seated is None:
             return None
         try:
-            code = ray.get(run, timeout=_DEATH_REPORT_S)
+            code = ray.get(seated.run, timeout=_DEATH_REPORT_S)
         except GetTimeoutError:
             return None
         except RayActorError as error:
@@ -105,21 +124,24 @@ class RayLauncher:
 
 
 class RayRanks:
-    """A `RankSource`: reserves room once, then gives every generation its actors in the same bundles."""
+    """A `RankSource`: reserves room once, then has all ranks' actors in the same bundles."""
 
-    def __init__(self, config: PlacementConfig, parallel: ParallelConfig) -> None:
-        self._config = config
-        self._parallel = parallel
-        self._device = resolve_device(parallel.device)
-        self._resources = rank_resources(config, self._device)
+    def __init__(self, config: ReplicaGroupConfig, name: str) -> None:
+        """`name`: of the group, for its incidents."""
+        self._config = config.placement
+        self._parallel = config.parallel
+        self._restart = config.restart
+        self._name = name
+        self._device = resolve_device(config.parallel.device)
+        self._resources = rank_resources(config.placement, self._device)
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._room: Room | None = None
 
     def pool(self, generation: int) -> RankPool:
-        """Return this generation's pool; blocks for room on first use.
+        """Return new ranks, whose first generation this is; blocks for room on first use.
 
-        Raises PlacementImpossible, NotReady once closed.
+        Raises PlacementImpossible, InvalidConfig, NotReady once closed.
         """
         with self._lock:
             if self._closing.is_set():
@@ -133,6 +155,10 @@ class RayRanks:
             num_threads=self._parallel.threads_per_rank or max(1, usable_cores() // room.max_ranks_per_node),
             leader_host=room.leader_host,
             collective_timeout_s=self._parallel.collective_timeout_s,
+            frozen_after_s=self._restart.frozen_after_s,
+            num_spares=self._restart.warm_spares,
+            incidents=incident_folder(self._restart),
+            name=self._name,
         )
         return SocketRankPool(RayLauncher(room), self._parallel.tensor_parallel_size, generation, options)
 
@@ -154,13 +180,21 @@ class RayRanks:
         nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
         leader_node = ray.get_runtime_context().get_node_id()
         is_one_node = all(node == leader_node for node in nodes.values())
+        self._check_spares(group, is_one_node)
         host = "127.0.0.1" if is_one_node else ray.util.get_node_ip_address()
         logger.info("ranks placed", extra={"num_nodes": len(set(nodes.values())), "leader_host": host})
-        max_ranks_per_node = max(Counter(nodes.values()).values())
-        return Room(group, bundle_of_rank(nodes, leader_node), self._resources, host, max_ranks_per_node)
+        seats = bundle_of_rank(nodes, leader_node)
+        nodes_of_ranks = [nodes[bundle] for bundle in seats[: self._parallel.tensor_parallel_size]]
+        return Room(group, seats, self._resources, host, max(Counter(nodes_of_ranks).values()))
+
+    def _check_spares(self, group: PlacementGroup, is_one_node: bool) -> None:
+        if self._restart.warm_spares and (self._device != "cpu" or not is_one_node):
+            remove_placement_group(group)
+            where = "several nodes" if self._device == "cpu" else self._device
+            raise InvalidConfig(f"restart.warm_spares=1 is for CPUs of one node, and the ranks are on {where}; use 0")
 
     def _ask(self) -> PlacementGroup:
-        bundles = [self._resources] * self._parallel.tensor_parallel_size
+        bundles = [self._resources] * (self._parallel.tensor_parallel_size + self._restart.warm_spares)
         label = self._config.topology_label
         try:
             if label is None:
@@ -182,6 +216,13 @@ class RayRanks:
             f"no room for the ranks after {self._config.timeout_s:g} s: asked for {room} ({how}); "
             "add nodes, lower tensor_parallel_size, or relax `placement`"
         )
+
+
+def incident_folder(config: RestartConfig) -> Path:
+    """Return where incidents are kept on this machine."""
+    if config.incident_folder is not None:
+        return Path(config.incident_folder).expanduser()
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "eagleray" / "incidents"
 
 
 def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

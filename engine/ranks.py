@@ -16,9 +16,10 @@ class RankFailure(NamedTuple):
 
 
 class RankPool(Protocol):
-    """The ranks of one model copy, for one generation. Used by one thread; `kill` may come from any.
+    """The ranks of one model copy. Used by one thread; `close` may come from any.
 
-    Order of calls: join, load, then submit/collect pairs, at last close. After any ReplicaFailed only close is allowed.
+    Order of calls: join, load, then submit/collect pairs. After a ReplicaFailed only close is allowed, or, if the ranks
+    had loaded, renew, after which it begins again with join.
     """
 
     @property
@@ -27,7 +28,7 @@ class RankPool(Protocol):
         ...
 
     def join(self, on_progress: Callable[[Progress], None]) -> list[Joined]:
-        """Start the processes, form the TP group, return what each rank found. Blocks.
+        """Start the processes that are missing, form the TP group, return what each rank found. Blocks.
 
         Raises ReplicaFailed, StartupError.
         """
@@ -45,6 +46,21 @@ class RankPool(Protocol):
         """Return the result of the oldest plan under way; blocks up to `timeout_s`.
 
         Raises StepTimeout, or RankDied as soon as any rank's connection breaks.
+        """
+        ...
+
+    def check(self) -> None:
+        """Return if all ranks are well, as far as is known; asks nobody. Raises ReplicaFailed."""
+        ...
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, on any thread, when `check` begins to raise though nobody waits for the ranks."""
+        ...
+
+    def renew(self, generation: int) -> None:
+        """Get rid of ranks that failed; those that are left keep their weights, and await `join`. Blocks.
+
+        Nothing that was said in an earlier generation will be taken for an answer. Raises StartupError, ReplicaFailed.
         """
         ...
 

@@ -1,5 +1,6 @@
 """The open connections of a rank pool: send to all, receive from whoever speaks first."""
 
+import contextlib
 import select
 import socket
 import threading
@@ -48,10 +49,18 @@ class RankConnections:
         self._rank_of[sock.fileno()] = rank
         self._poll.register(sock, select.POLLIN)
 
+    def remove(self, rank: int) -> None:
+        """Close a rank's connection, if it has one."""
+        sock = self._sockets.pop(rank, None)
+        if sock is not None:
+            if self._rank_of.pop(sock.fileno(), None) is not None:
+                self._poll.unregister(sock)
+            sock.close()
+
     @property
-    def num_open(self) -> int:
-        """Connections that are not known to be broken."""
-        return len(self._rank_of)
+    def open_ranks(self) -> list[int]:
+        """Ranks whose connections are not known to be broken."""
+        return sorted(self._rank_of.values())
 
     def send(self, rank: int, message: ToRank) -> None:
         """Send to one rank. Raises RankLost."""
@@ -67,21 +76,30 @@ class RankConnections:
                 self._send(rank, encoded)
 
     def receive(self, timeout_s: float) -> list[Arrival]:
-        """Return one message of each rank that has any, empty after `timeout_s`, `wake` or `close`; blocks."""
+        """Return one message of each rank that has any; empty after `timeout_s`, or when interrupted. Blocks."""
         if not self._receive_lock.acquire(timeout=max(0.0, timeout_s)):
             return []
         try:
             if self._is_closed:
                 return []
             ready = self._poll.poll(1e3 * max(0.0, timeout_s))
-            return [self._receive(fileno) for fileno, _ in ready if fileno in self._rank_of]
+            arrivals = [self._receive(fileno) for fileno, _ in ready if fileno in self._rank_of]
+            if len(arrivals) < len(ready):
+                self._take_alarm()
+            return arrivals
         finally:
             self._receive_lock.release()
+
+    def interrupt(self) -> None:
+        """Have a blocked `receive`, or the next one, return; any thread."""
+        # OSError: it was closed meanwhile, or many interrupts wait already.
+        with contextlib.suppress(OSError):
+            self._alarm.send(b"!", socket.MSG_DONTWAIT)
 
     def wake(self) -> None:
         """Break every connection; a blocked `receive` returns, and every later one at once."""
         self._alarm.close()
-        for sock in self._sockets.values():
+        for sock in list(self._sockets.values()):
             sock.wake()
 
     def close(self) -> None:
@@ -92,6 +110,10 @@ class RankConnections:
             self._alarm_end.close()
             for sock in self._sockets.values():
                 sock.close()
+
+    def _take_alarm(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._alarm_end.recv(4096, socket.MSG_DONTWAIT)
 
     def _send(self, rank: int, encoded: bytes) -> None:
         try:

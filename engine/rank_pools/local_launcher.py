@@ -29,13 +29,19 @@ class LocalLauncher:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids in rank order, also of processes that have ended."""
-        return [self._ranks[rank].process.pid for rank in sorted(self._ranks)]
+        """Process ids in order of seats, which at first are ranks, also of processes that have ended."""
+        return [self._ranks[seat].process.pid for seat in sorted(self._ranks)]
 
     def launch(self, specs: Sequence[RankSpec]) -> None:
         """Start one process per spec. Raises StartupError if the system refuses."""
         for spec in specs:
-            self._ranks[spec.rank] = _RankProcess(spec)
+            self._ranks[spec.seat] = _RankProcess(spec)
+
+    def end(self, seat: int) -> None:
+        """Kill the seat's process and wait until it is gone. Idempotent, any thread."""
+        if (rank := self._ranks.get(seat)) is not None:
+            rank.process.kill()
+            rank.process.wait()
 
     def stop(self) -> None:
         """Kill every process that is left and wait until it is gone. Idempotent, any thread."""
@@ -44,9 +50,9 @@ class LocalLauncher:
         for rank in list(self._ranks.values()):
             rank.process.wait()
 
-    def describe_exit(self, rank: int) -> str | None:
+    def describe_exit(self, seat: int) -> str | None:
         """Return exit code or signal and the last line it printed, None while the process runs."""
-        process = self._ranks.get(rank)
+        process = self._ranks.get(seat)
         return None if process is None else process.describe_exit()
 
 
@@ -58,14 +64,14 @@ def environment_of(spec: RankSpec, visible: str | None) -> dict[str, str]:
     if spec.device != "cuda":
         return {}
     if visible is None:
-        return {"CUDA_VISIBLE_DEVICES": str(spec.rank)}
+        return {"CUDA_VISIBLE_DEVICES": str(spec.seat)}
     gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
-    if spec.rank >= len(gpus):
+    if spec.seat >= len(gpus):
         raise PlacementImpossible(
             f"CUDA_VISIBLE_DEVICES={visible!r} shows {len(gpus)} GPUs to {spec.world_size} ranks; "
             "show more, or lower tensor_parallel_size"
         )
-    return {"CUDA_VISIBLE_DEVICES": gpus[spec.rank]}
+    return {"CUDA_VISIBLE_DEVICES": gpus[spec.seat]}
 
 
 class _RankProcess:
@@ -85,9 +91,9 @@ class _RankProcess:
                 start_new_session=True,
             )
         except OSError as error:
-            raise StartupError(f"rank {spec.rank} cannot be started: {error}") from None
+            raise StartupError(f"rank {spec.seat} cannot be started: {error}") from None
         assert self.process.stdin is not None and self.process.stdout is not None
-        self._rank = spec.rank
+        self._seat = spec.seat
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         # BrokenPipe: it is dead already, which whoever awaits it will find.
         with contextlib.suppress(BrokenPipeError), self.process.stdin as stdin:
@@ -109,4 +115,4 @@ class _RankProcess:
             for line in output:
                 text = line.decode(errors="replace").rstrip()
                 self._last_lines.append(text)
-                sys.stderr.write(f"[rank {self._rank}] {text}\n")
+                sys.stderr.write(f"[rank {self._seat}] {text}\n")

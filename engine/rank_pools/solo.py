@@ -50,7 +50,7 @@ class SoloRankPool:
     def load(self, load: Load, on_progress: Callable[[Progress], None]) -> list[Loaded]:
         """Load and warm up; blocks. Raises ReplicaFailed, StartupError."""
         try:
-            self._worker, loaded = load_rank(load, SoloGroup(), self._device, on_progress)
+            self._worker, loaded, _ = load_rank(load, SoloGroup(), self._device, on_progress)
         except (EaglerayError, RuntimeError, MemoryError) as error:
             raise _as_pool_error(error) from error
         return [loaded]
@@ -66,6 +66,17 @@ class SoloRankPool:
     def collect(self, timeout_s: float) -> StepResult:
         """Return the oldest result; never waits."""
         return self._results.popleft()
+
+    def check(self) -> None:
+        """Return: what breaks here raises where it breaks."""
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Forget it: nothing is lost while nobody looks."""
+
+    def renew(self, generation: int) -> None:
+        """Forget what was computed; the next `load` reads the weights again."""
+        self._results.clear()
+        self._worker = None
 
     def close(self) -> None:
         """Drop the model. Idempotent."""

@@ -3,7 +3,19 @@
 Data pointers are plain addresses (`tensor.data_ptr()`); whoever fills a struct keeps the memory behind it alive.
 """
 
-from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_void_p,
+)
 from enum import IntEnum
 
 ABI_VERSION = 1
@@ -146,7 +158,7 @@ class Draws(Structure):
 
 
 _MATRIX, _HEADS, _KV, _BATCH = POINTER(Matrix), POINTER(Heads), POINTER(KV), POINTER(Batch)
-_THREADS = _DATA = _GROUP = _WORKSPACE = _PLAN = c_void_p
+_THREADS = _DATA = _GROUP = _WORKSPACE = _PLAN = _PULSE = c_void_p
 
 FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "eg_abi_version": (c_int, ()),
@@ -177,6 +189,9 @@ FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "eg_all_reduce": (c_int, (_GROUP, _DATA, c_int64)),
     "eg_all_gather": (c_int, (_GROUP, _DATA, c_int64, _DATA)),
     "eg_barrier": (c_int, (_GROUP,)),
+    "eg_pulse_start": (c_int, (c_int, c_double, POINTER(_PULSE))),
+    "eg_pulse_say": (c_int, (_PULSE, c_char_p, c_uint32)),
+    "eg_pulse_stop": (None, (_PULSE,)),
     "eg_workspace_new": (_WORKSPACE, ()),
     "eg_workspace_free": (None, (_WORKSPACE,)),
     "eg_step_times": (None, (_WORKSPACE, _DATA)),

@@ -18,10 +18,11 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=RankSpec)
     # What goes well the leader says.
-    configure_logging("WARNING", rank=spec.rank)
+    configure_logging("WARNING", rank=spec.seat)
     # OpenMP reads it once, when torch is loaded.
     os.environ["OMP_NUM_THREADS"] = str(spec.num_threads)
-    from parallel.rank.loop import EXIT_LEADER_GONE, run_rank
+    from parallel.rank.loop import run_rank
+    from parallel.rank.pulse import EXIT_LEADER_GONE
 
     try:
         return run_rank(spec)

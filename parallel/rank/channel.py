@@ -77,6 +77,10 @@ class MessageSocket(Generic[Incoming, Outgoing]):
         """Close the descriptor. Idempotent."""
         self._sock.close()
 
+    def detach(self) -> socket.socket:
+        """Return the connection for other uses; the caller closes it."""
+        return self._sock
+
 
 LeaderSocket = MessageSocket[ToRank, FromRank]
 """The connection to the leader, at a rank."""
@@ -86,12 +90,18 @@ RankSocket = MessageSocket[FromRank, ToRank]
 
 def connect_to_leader(host: str, port: int, secret: bytes) -> tuple[LeaderSocket, str]:
     """Return an authenticated connection and this machine's address on it. Raises ConnectionLost."""
+    sock = open_connection(host, port, secret)
+    return MessageSocket(sock, msgspec.msgpack.Decoder(ToRank)), sock.getsockname()[0]
+
+
+def open_connection(host: str, port: int, secret: bytes) -> socket.socket:
+    """Return an authenticated connection to the leader. Raises ConnectionLost."""
     try:
         sock = socket.create_connection((host, port), timeout=_HANDSHAKE_TIMEOUT_S)
     except OSError as error:
         raise ConnectionLost(f"leader at {host}:{port} is not there: {error}") from None
     _open(sock, secret)
-    return MessageSocket(sock, msgspec.msgpack.Decoder(ToRank)), sock.getsockname()[0]
+    return sock
 
 
 def accept_rank(listener: socket.socket, secret: bytes, send_timeout_s: float) -> RankSocket:

@@ -1,4 +1,4 @@
-"""From a Load message to a worker that has run a step."""
+"""From a Load message to a worker that has run a step. Weights outlive the group that they were loaded in."""
 
 import time
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from core.progress import Progress
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.source import resolve_checkpoint
 from parallel.groups.base import TPGroup
+from parallel.groups.rejoinable import RejoinableGroup
 from parallel.kv_cache import KVCache
 from parallel.layers.shard import Storage
 from parallel.models.decoder import CausalLM
@@ -41,24 +42,75 @@ class LoadedModel(NamedTuple):
     choices: list[OpChoice]
 
 
+class HeldWeights:
+    """This rank's part of a model in its fastest form, without a KV cache: what a rank keeps when its group breaks."""
+
+    def __init__(self, load: Load, group: TPGroup, device: torch.device, on_progress: OnProgress) -> None:
+        """Read the weights. Raises as `load_rank` does."""
+        checkpoint = open_checkpoint(resolve_checkpoint(load.model, load.revision))
+        spec = checkpoint.spec
+        self.load = load
+        self._device = device
+        self._group = RejoinableGroup(group)
+        self._shard = ShardPlan.of(spec, group.world_size).ranks[group.rank]
+        self._tier = choose_tier(
+            device, Shape(DTYPES[load.dtype], DTYPES[load.kv_dtype], spec.head_dim, load.block_size)
+        )
+        # On a GPU memory is taken at once, and plain matrices of a model to be quantised may be more than there is.
+        storage = Storage(DTYPES[load.dtype], device, self._tier.ops, are_matrices_late=device.type != "cpu")
+        self._model = build_model(spec, self._shard, self._group, storage)
+        plain_because = load_weights(self._model, checkpoint, load.quantization, on_progress)
+        self._choice = describe_weights(self._model, self._tier.ops.name, plain_because)
+
+    def fits(self, load: Load, group: TPGroup) -> bool:
+        """Whether loading would give these very weights."""
+        return load == self.load and (group.rank, group.world_size) == (self._group.rank, self._group.world_size)
+
+    def in_group(self, group: TPGroup) -> LoadedModel:
+        """Return the model with an empty KV cache, its sums going through `group` from now on. A collective.
+
+        What an earlier call returned is of no use any more. Raises OutOfMemory, RankDied.
+        """
+        self._group.rejoin(group)
+        load, model = self.load, self._model
+        layout = self._tier.ops.kv_layout(
+            load.block_size, len(self._shard.kv_heads), model.spec.head_dim, DTYPES[load.kv_dtype]
+        )
+        kv = KVCache(model.num_layers, load.num_blocks, layout, self._device)
+        limits = StepLimits(load.max_rows, max_blocks_of_row(load.max_model_len, load.block_size))
+        runner, choices = self._tier.runner(model, kv, group, limits)
+        choices.append(self._choice)
+        if group.choice is not None:
+            choices.append(group.choice)
+        return LoadedModel(model, kv, runner, choices)
+
+
 class LoadedRank(NamedTuple):
-    """A worker that is ready for plans, and what to tell the leader about it."""
+    """A worker that is ready for plans, what to tell the leader about it, and what to keep for the next group."""
 
     worker: RankWorker
     loaded: Loaded
+    weights: HeldWeights
 
 
-def load_rank(load: Load, group: TPGroup, device: torch.device, on_progress: Callable[[Progress], None]) -> LoadedRank:
-    """Read this rank's weights, allocate its KV cache, run a prefill and a decode step. A collective.
+def load_rank(
+    load: Load,
+    group: TPGroup,
+    device: torch.device,
+    on_progress: Callable[[Progress], None],
+    held: HeldWeights | None = None,
+) -> LoadedRank:
+    """Have this rank's weights, an empty KV cache, and a prefill and a decode step done. A collective.
 
-    Raises StartupError for checkpoints that cannot be served, OutOfMemory, RankDied.
+    The weights are read, unless `held` are those. Raises StartupError for checkpoints that cannot be served,
+    OutOfMemory, RankDied.
     """
     started_s = time.monotonic()
     report = ProgressReport(group.rank, on_progress, MonotonicClock())
     report("load", 0, 1, "")
-    model, kv, runner, choices = load_model(
-        load, group, device, lambda done, total, detail: report("load", done, total, detail)
-    )
+    if held is None or not held.fits(load, group):
+        held = HeldWeights(load, group, device, lambda done, total, detail: report("load", done, total, detail))
+    model, kv, runner, choices = held.in_group(group)
     worker = RankWorker(
         model,
         runner,
@@ -71,28 +123,12 @@ def load_rank(load: Load, group: TPGroup, device: torch.device, on_progress: Cal
     worker.warm_up(_warm_up_tokens(load, device))
     report("ready", 1, 1, "")
     load_time_s = time.monotonic() - started_s
-    return LoadedRank(worker, Loaded(group.rank, model.weight_bytes, kv.num_bytes, load_time_s, choices))
+    return LoadedRank(worker, Loaded(group.rank, model.weight_bytes, kv.num_bytes, load_time_s, choices), held)
 
 
 def load_model(load: Load, group: TPGroup, device: torch.device, on_progress: OnProgress) -> LoadedModel:
     """Read this rank's weights and allocate its KV cache. A collective. Raises as `load_rank` does."""
-    checkpoint = open_checkpoint(resolve_checkpoint(load.model, load.revision))
-    spec = checkpoint.spec
-    shard = ShardPlan.of(spec, group.world_size).ranks[group.rank]
-    dtype, kv_dtype = DTYPES[load.dtype], DTYPES[load.kv_dtype]
-    tier = choose_tier(device, Shape(dtype, kv_dtype, spec.head_dim, load.block_size))
-    # On a GPU memory is taken at once, and plain matrices of a model to be quantised may be more than there is.
-    storage = Storage(dtype, device, tier.ops, are_matrices_late=device.type != "cpu")
-    model = build_model(spec, shard, group, storage)
-    plain_because = load_weights(model, checkpoint, load.quantization, on_progress)
-    layout = tier.ops.kv_layout(load.block_size, len(shard.kv_heads), spec.head_dim, kv_dtype)
-    kv = KVCache(model.num_layers, load.num_blocks, layout, device)
-    limits = StepLimits(load.max_rows, max_blocks_of_row(load.max_model_len, load.block_size))
-    runner, choices = tier.runner(model, kv, group, limits)
-    choices.append(describe_weights(model, tier.ops.name, plain_because))
-    if group.choice is not None:
-        choices.append(group.choice)
-    return LoadedModel(model, kv, runner, choices)
+    return HeldWeights(load, group, device, on_progress).in_group(group)
 
 
 def _warm_up_tokens(load: Load, device: torch.device) -> int:

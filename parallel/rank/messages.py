@@ -1,9 +1,15 @@
-"""The rank channel's vocabulary: one TCP or Unix connection from each rank to its leader, msgpack frames.
+"""The rank channel's vocabulary: one TCP connection from each rank's process to its leader, msgpack frames.
 
-    rank -> leader   Joined, Listening (rank 0), Progress*, Loaded, then Result per plan (rank 0), RankError any time
-    leader -> rank   Rendezvous, Load, then StepPlan*, at last Shutdown
+    process -> leader   Arrived, then in each generation it is enlisted for:
+                        Joined, Listening (rank 0), Progress*, Loaded, then Result per plan (rank 0), RankError any time
+    leader -> process   Enlist, Rendezvous, Load, then StepPlan*, and again from Enlist when the group breaks; Shutdown
 
-A rank never answers after RankError; the leader ends it. A broken connection means the rank is dead.
+Enlist ends whatever went before. What a process said before its Joined answers an Enlist belongs to a generation that
+is over, so the leader throws it away: that is all it takes to keep late results out. A process whose error is of its
+own making ends after RankError; one that only lost its peers (`rank_died`) waits for the next Enlist. A broken
+connection means that the process is dead.
+
+A second connection, the pulse, says nothing but that the process lives (parallel/rank/pulse.py).
 """
 
 import msgspec
@@ -18,10 +24,9 @@ from parallel.plan import StepPlan, StepResult
 class RankSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a rank's process needs to find its leader; crosses by stdin or an actor argument, never a command line."""
 
-    rank: int
+    seat: int
+    """Where it runs, of the places that the launcher has: a bundle, a GPU. Which rank it is, Enlist says."""
     world_size: int
-    generation: int
-    """Counts restarts of the group; a rank of an older generation is refused."""
     leader_host: str
     leader_port: int
     secret: bytes
@@ -43,8 +48,31 @@ class CpuShare(msgspec.Struct, frozen=True, array_like=True):
     """0 is normal; above, others come first."""
 
 
+class Arrived(msgspec.Struct, frozen=True, tag=True):
+    """First message of a process: its imports are done."""
+
+    seat: int
+    pid: int
+
+
+class Pulse(msgspec.Struct, frozen=True, tag=True):
+    """First and only message of a process's other connection; what follows are the frames of parallel/rank/pulse.py."""
+
+    seat: int
+    needs_gil: bool
+    """Whether it may be late while other Python code of the process holds the interpreter lock."""
+
+
+class Enlist(msgspec.Struct, frozen=True, tag=True):
+    """Forget the group you are in, if any, and be this rank of another; answer Joined."""
+
+    rank: int
+    generation: int
+    """Counts the groups that were formed of these ranks; grows."""
+
+
 class Joined(msgspec.Struct, frozen=True, tag=True):
-    """First message of a rank."""
+    """The answer to Enlist."""
 
     rank: int
     generation: int
@@ -56,7 +84,7 @@ class Joined(msgspec.Struct, frozen=True, tag=True):
     device: str
     total_memory_bytes: int
     free_memory_bytes: int
-    """Of the GPU, or of the node for `cpu`."""
+    """Of the GPU, or of the node for `cpu`, before the process loaded anything."""
     tier: str = "torch"
     """The fastest set of operations that this machine has: `torch`, `cpu` or `cuda`."""
     fp8_obstacle: str = "it runs on cpu"
@@ -97,7 +125,7 @@ class Load(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """The rank has its weights, its KV cache, and has run a warm-up step."""
+    """The rank has its weights, an empty KV cache, and has run a warm-up step."""
 
     rank: int
     weight_bytes: int
@@ -108,9 +136,10 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class RankError(msgspec.Struct, frozen=True, tag=True):
-    """The rank cannot go on; `traceback` is for the leader's log only."""
+    """The rank cannot go on in this generation; `traceback` is for the leader's log only."""
 
     rank: int
+    """Its seat if it was never enlisted."""
     error: ErrorInfo
     traceback: str = ""
 
@@ -137,5 +166,5 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Leave the group and exit 0."""
 
 
-FromRank = Joined | Listening | RankProgress | Loaded | Result | RankError
-ToRank = Rendezvous | Load | Plan | Shutdown
+FromRank = Arrived | Pulse | Joined | Listening | RankProgress | Loaded | Result | RankError
+ToRank = Enlist | Rendezvous | Load | Plan | Shutdown

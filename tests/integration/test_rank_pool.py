@@ -243,3 +243,75 @@ def test_the_secret_is_neither_on_the_command_line_nor_in_the_environment(ranks_
     secret = ranks.launcher.specs[0].secret
     values = [value.encode(errors="surrogateescape") for value in process.environ().values()]
     assert not [value for value in values if secret in value or secret.hex().encode() in value]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_after_a_kill_the_survivor_keeps_its_weights_and_answers_as_before(victim: int, checkpoint, expected, ranks_of):
+    ranks = ranks_of(2).start(checkpoint)
+    first_pids = ranks.launcher.pids
+    ranks.pool.submit(long_step(1))
+    os.kill(first_pids[victim], signal.SIGKILL)
+    with pytest.raises(RankDied):
+        ranks.pool.collect(20)
+        # The step may have been finished before the end was seen.
+        ranks.pool.submit(StepPlan(2, []))
+        ranks.pool.collect(20)
+    for generation in (2, 3):
+        ranks.pool.renew(generation)
+        ranks.start(checkpoint)
+        assert generate(ranks.pool) == expected
+        ranks.pool.submit(StepPlan(100, [], freed=[0, 1, 2]))
+        ranks.pool.collect(5)
+    assert ranks.launcher.pids[1 - victim] == first_pids[1 - victim]
+    assert ranks.launcher.pids[victim] != first_pids[victim]
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_frozen_rank_is_found_by_its_missing_pulse_and_replaced(
+    is_busy: bool, checkpoint, expected, ranks_of, tmp_path
+):
+    ranks = ranks_of(2, frozen_after_s=0.7, incidents=tmp_path).start(checkpoint)
+    lost = threading.Event()
+    ranks.pool.when_lost(lost.set)
+    os.kill(ranks.launcher.pids[1], signal.SIGSTOP)
+    frozen_s = time.monotonic()
+    with pytest.raises(RankDied, match="rank 1 died: frozen: no sign of life"):
+        if is_busy:
+            ranks.pool.submit(long_step(1))
+            ranks.pool.collect(20)
+        assert lost.wait(20)
+        ranks.pool.check()
+    assert time.monotonic() - frozen_s < 2
+    (incident,) = tmp_path.iterdir()
+    assert "rank-0.txt" in {file.name for file in incident.iterdir()}
+    assert "loop.py" in (incident / "rank-0.txt").read_text()
+    ranks.pool.renew(2)
+    ranks.start(checkpoint)
+    assert generate(ranks.pool) == expected
+
+
+def test_a_kill_is_seen_though_nobody_asks_the_ranks(checkpoint, ranks_of):
+    ranks = ranks_of(1).start(checkpoint)
+    lost = threading.Event()
+    ranks.pool.when_lost(lost.set)
+    killed_s = time.monotonic()
+    os.kill(ranks.launcher.pids[0], signal.SIGKILL)
+    assert lost.wait(5)
+    assert time.monotonic() - killed_s < 1
+    with pytest.raises(RankDied, match="rank 0 died: killed by SIGKILL"):
+        ranks.pool.check()
+
+
+def test_a_spare_rank_has_the_weights_already(checkpoint, expected, ranks_of):
+    ranks = ranks_of(1, num_spares=1).start(checkpoint)
+    ranks.pool._crew._spare._thread.join(60)
+    os.kill(ranks.launcher.pids[0], signal.SIGKILL)
+    killed_s = time.monotonic()
+    with pytest.raises(RankDied):
+        while True:
+            ranks.pool.submit(StepPlan(1, []))
+            ranks.pool.collect(20)
+    ranks.pool.renew(2)
+    ranks.start(checkpoint)
+    assert generate(ranks.pool) == expected
+    assert time.monotonic() - killed_s < 2

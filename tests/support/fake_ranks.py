@@ -69,6 +69,9 @@ class FakeRankPool:
     """Every plan submitted, in order."""
     rows: dict[int, _FakeRow] = field(default_factory=dict)
     is_closed: bool = False
+    generations: list[int] = field(default_factory=list)
+    """Of every renewal."""
+    renewal_fails_with: ReplicaFailed | None = None
     _load: Load | None = None
     _slots: dict[int, int] = field(default_factory=dict)
     _results: deque[StepResult] = field(default_factory=deque)
@@ -99,6 +102,18 @@ class FakeRankPool:
         for rank in range(self.world_size):
             on_progress(Progress(rank, "ready", 1, 1))
         return [Loaded(rank, weight_bytes=0, kv_bytes=0, load_time_s=0.0) for rank in range(self.world_size)]
+
+    def check(self) -> None:
+        """Return: a fake rank dies at a step."""
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Forget it: a fake rank dies at a step."""
+
+    def renew(self, generation: int) -> None:
+        """Remember the generation, or fail."""
+        if self.renewal_fails_with is not None:
+            raise self.renewal_fails_with
+        self.generations.append(generation)
 
     def submit(self, plan: StepPlan) -> None:
         """Check and run the plan at once; AssertionError if it breaks a rule."""

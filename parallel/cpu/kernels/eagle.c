@@ -8,6 +8,7 @@
 #include "attention.c"
 #include "layers.c"
 #include "matrix.c"
+#include "pulse.c"
 #include "rotary.c"
 #include "sampling.c"
 #include "step.c"

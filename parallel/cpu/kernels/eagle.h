@@ -169,6 +169,17 @@ int eg_all_reduce(eg_group *group, float *x, int64_t size);
 int eg_all_gather(eg_group *group, const void *x, int64_t num_bytes, void *gathered);
 int eg_barrier(eg_group *group);
 
+/* ---- signs of life; pulse.c ---- */
+
+typedef struct eg_pulse eg_pulse; /* a thread that sends */
+
+/* Send an empty frame on the socket `fd` now and every `interval_s`, until it breaks or eg_pulse_stop. Returns an errno. */
+int eg_pulse_start(int fd, double interval_s, eg_pulse **pulse);
+/* Send a frame between two beats; returns whether it was sent. */
+int eg_pulse_say(eg_pulse *pulse, const void *data, uint32_t size);
+/* End the thread. A send that blocks has to be broken first, by shutting the socket down. */
+void eg_pulse_stop(eg_pulse *pulse);
+
 /* ---- a whole step ---- */
 
 typedef struct eg_layer {

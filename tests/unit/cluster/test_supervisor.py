@@ -4,7 +4,7 @@ import threading
 from contextlib import contextmanager
 
 from cluster.supervisor import Supervisor
-from core.errors import CheckpointError, NotReady, PlacementImpossible, RankDied, Unshardable
+from core.errors import CheckpointError, NotReady, PlacementImpossible, RankDied, ReplicaFailed, Unshardable
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_group import (
     TIMEOUT_S,
@@ -44,7 +44,7 @@ def test_a_loaded_group_is_ready_and_hands_out_its_engine():
         assert supervisor.snapshot().generation == 0
 
 
-def test_a_broken_generation_is_killed_and_the_next_one_serves():
+def test_the_ranks_of_a_broken_generation_form_the_next_one_which_serves():
     first, second, ranks = FakeEngine(), FakeEngine(), FakeRankSource()
     with supervised(FakeStarts(first, second), ranks) as (supervisor, changes):
         changes.wait_for(state_is(supervisor, "ready"))
@@ -52,9 +52,52 @@ def test_a_broken_generation_is_killed_and_the_next_one_serves():
         changes.wait_for(lambda: supervisor.snapshot().engine is second)
         assert supervisor.snapshot().generation == 1
         assert supervisor.snapshot().error is None
-        assert ranks.pools[0].is_closed
-        assert not ranks.pools[1].is_closed
+        assert ranks.pools[0].generations == [1]
+        assert not ranks.pools[0].is_closed
         assert not ranks.is_closed, "the placement group must survive an in-place restart"
+
+
+def test_the_second_failure_in_a_row_replaces_every_rank():
+    engines, ranks = [FakeEngine() for _ in range(3)], FakeRankSource()
+    with supervised(FakeStarts(*engines), ranks) as (supervisor, changes):
+        for engine in engines[:2]:
+            changes.wait_for(lambda engine=engine: supervisor.snapshot().engine is engine)
+            engine.breaks(RankDied("rank 1 died"))
+        changes.wait_for(lambda: supervisor.snapshot().engine is engines[2])
+        assert ranks.pools[0].is_closed
+        assert ranks.pools[0].generations == [1]
+        assert list(ranks.pools) == [0, 2]
+
+
+def test_ranks_that_never_served_are_not_kept():
+    ranks = FakeRankSource()
+    with supervised(FakeStarts(RankDied("while loading"), FakeEngine()), ranks) as (supervisor, changes):
+        changes.wait_for(state_is(supervisor, "ready"))
+        assert ranks.pools[0].is_closed
+        assert list(ranks.pools) == [0, 1]
+
+
+def test_ranks_that_cannot_be_renewed_are_replaced():
+    first, second, ranks = FakeEngine(), FakeEngine(), FakeRankSource()
+    with supervised(FakeStarts(first, second), ranks) as (supervisor, changes):
+        changes.wait_for(state_is(supervisor, "ready"))
+        ranks.pools[0].renewal_fails_with = ReplicaFailed("no port is free")
+        first.breaks(RankDied("rank 1 died"))
+        changes.wait_for(lambda: supervisor.snapshot().engine is second)
+        assert ranks.pools[0].is_closed
+        assert list(ranks.pools) == [0, 2]
+
+
+def test_a_group_that_drains_while_it_restarts_leaves_no_rank_behind():
+    first, ranks = FakeEngine(), FakeRankSource()
+    config = group_config()
+    restart = config.restart.model_copy(update={"backoff_s": 0.0})
+    with supervised(FakeStarts(first), ranks, config.model_copy(update={"restart": restart})) as (supervisor, changes):
+        changes.wait_for(state_is(supervisor, "ready"))
+        supervisor.drain()
+        first.breaks(RankDied("while draining"))
+        changes.wait_for(lambda: ranks.is_closed)
+        assert ranks.pools[0].is_closed
 
 
 def test_while_restarting_the_group_says_why():

@@ -7,11 +7,10 @@ from engine.rank_pools.local_launcher import environment_of
 from parallel.rank.messages import RankSpec
 
 
-def spec(rank: int, device: str) -> RankSpec:
+def spec(seat: int, device: str) -> RankSpec:
     return RankSpec(
-        rank=rank,
+        seat=seat,
         world_size=2,
-        generation=0,
         leader_host="127.0.0.1",
         leader_port=1,
         secret=b"",

@@ -12,11 +12,12 @@ from engine.rank_pools.options import PoolOptions
 from engine.rank_pools.socket_pool import SocketRankPool
 from parallel.plan import RowToken, StepPlan
 from parallel.rank.channel import LeaderSocket
-from parallel.rank.messages import Load, Plan, RankError, RankSpec, Shutdown
+from parallel.rank.messages import Arrived, Enlist, Load, Plan, RankError, RankSpec, Shutdown
 from tests.support.scripted_ranks import (
     Script,
     ScriptedLauncher,
     answer_plans,
+    arrive,
     form_group,
     get_ready,
     join,
@@ -46,7 +47,9 @@ def make_pool():
     pools: list[SocketRankPool] = []
 
     def make(scripts: dict[int, Script] | None = None, world_size: int = 2, **options) -> SocketRankPool:
-        pool = SocketRankPool(ScriptedLauncher(scripts), world_size, 5, PoolOptions(**{"join_timeout_s": 5, **options}))
+        # Scripted ranks do not beat.
+        options = {"join_timeout_s": 5, "frozen_after_s": 60, **options}
+        pool = SocketRankPool(ScriptedLauncher(scripts), world_size, 5, PoolOptions(**options))
         pools.append(pool)
         return pool
 
@@ -67,8 +70,8 @@ def ready_pool(make_pool):
 
 
 def launcher_of(pool: SocketRankPool) -> ScriptedLauncher:
-    assert isinstance(pool._launcher, ScriptedLauncher)
-    return pool._launcher
+    assert isinstance(pool._crew._launcher, ScriptedLauncher)
+    return pool._crew._launcher
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -101,14 +104,14 @@ def test_strangers_and_ranks_of_another_generation_are_dropped_without_harm(make
         well_behaved(spec, channel)
 
     def from_the_past(spec: RankSpec, channel: LeaderSocket) -> None:
-        join(spec, channel, generation=4)
+        join(spec, channel, Enlist(arrive(spec, channel).rank, 4))
         with pytest.raises(Exception, match="closed|gone"):
             channel.receive()
 
     pool = make_pool({0: late})
     assert len(pool.join(ignore)) == 2
     stale = make_pool({1: from_the_past}, join_timeout_s=0.5)
-    with pytest.raises(ReplicaFailed, match=r"ranks \[.*1\] did not join in time"):
+    with pytest.raises(ReplicaFailed, match="the ranks did not join in time"):
         stale.join(ignore)
     for sock in sockets:
         sock.close()
@@ -125,7 +128,10 @@ def test_a_rank_that_dies_while_the_others_join_is_seen(make_pool):
     def never(spec: RankSpec, channel: LeaderSocket) -> None:
         channel.receive()
 
-    pool = make_pool({0: join, 1: never})
+    def leaves(spec: RankSpec, channel: LeaderSocket) -> None:
+        channel.send(Arrived(spec.seat, 1))
+
+    pool = make_pool({0: leaves, 1: never})
     with pytest.raises(RankDied, match="rank 0 died"):
         pool.join(ignore)
 
@@ -134,7 +140,7 @@ def test_what_a_rank_reports_while_loading_keeps_its_class_and_message(make_pool
     def corrupt(spec: RankSpec, channel: LeaderSocket) -> None:
         form_group(spec, channel)
         channel.receive()
-        channel.send(RankError(spec.rank, ErrorInfo.of(CheckpointError("model.safetensors: truncated")), "Traceback"))
+        channel.send(RankError(spec.seat, ErrorInfo.of(CheckpointError("model.safetensors: truncated")), "Traceback"))
 
     pool = make_pool({1: corrupt})
     pool.join(ignore)
@@ -144,7 +150,7 @@ def test_what_a_rank_reports_while_loading_keeps_its_class_and_message(make_pool
 
 def test_an_error_of_no_class_of_ours_becomes_replica_failed(make_pool):
     def buggy(spec: RankSpec, channel: LeaderSocket) -> None:
-        channel.send(RankError(spec.rank, ErrorInfo("what_is_this", "odd")))
+        channel.send(RankError(spec.seat, ErrorInfo("what_is_this", "odd")))
         channel.receive()
 
     with pytest.raises(ReplicaFailed, match="rank 1 failed: odd"):
@@ -159,7 +165,7 @@ def leaves_at_first_plan(spec: RankSpec, channel: LeaderSocket) -> None:
 def complains_about_a_peer(spec: RankSpec, channel: LeaderSocket) -> None:
     get_ready(spec, channel)
     channel.receive()
-    channel.send(RankError(spec.rank, ErrorInfo.of(RankDied("all_gather failed: connection reset"))))
+    channel.send(RankError(spec.seat, ErrorInfo.of(RankDied("all_gather failed: connection reset"))))
     channel.receive()
 
 
@@ -187,7 +193,7 @@ def test_the_dead_rank_is_named_and_not_the_survivor_that_complains(ready_pool):
     def complains_first(spec: RankSpec, channel: LeaderSocket) -> None:
         get_ready(spec, channel)
         channel.receive()
-        channel.send(RankError(spec.rank, ErrorInfo.of(RankDied("all_gather failed"))))
+        channel.send(RankError(spec.seat, ErrorInfo.of(RankDied("all_gather failed"))))
         complained.set()
         channel.receive()
 
@@ -210,7 +216,7 @@ def test_a_rank_that_ran_out_of_memory_is_the_cause_and_not_those_it_left_behind
     def out_of_memory(spec: RankSpec, channel: LeaderSocket) -> None:
         get_ready(spec, channel)
         channel.receive()
-        channel.send(RankError(spec.rank, ErrorInfo.of(OutOfMemory("rank 1 ran out of memory"))))
+        channel.send(RankError(spec.seat, ErrorInfo.of(OutOfMemory("rank 1 ran out of memory"))))
 
     pool = ready_pool({0: complains_about_a_peer, 1: out_of_memory})
     pool.submit(StepPlan(1, []))
