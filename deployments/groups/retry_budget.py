@@ -4,11 +4,11 @@ from core.clock import Clock
 
 _REFILL_S = 10.0
 _MIN_CAPACITY = 16
-_CAPACITY_PER_STREAM = 2
+_CAPACITY_PER_STREAM = 5
 
 
 class RetryBudget:
-    """A token bucket that holds two retries for each open stream and fills in ten seconds.
+    """A token bucket that holds five retries for each open stream and fills in ten seconds.
 
     So the death of any group, even of all of them at once, has every stream tried again at once; when groups go on
     dying, streams wait for their turn.

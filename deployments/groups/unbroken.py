@@ -135,12 +135,12 @@ class UnbrokenStream:
 
     async def _carry_on(self, failure: EaglerayError) -> None:
         """Have another group go on, unless nothing is left to generate. Raises what ends the request."""
-        former = self.group_id or ""
+        former, was_alone = self.group_id or "", self._dock is not None
         await self._leave_group()
         if not isinstance(failure, ELSEWHERE):
             raise failure
         if isinstance(failure, ReplicaFailed):
-            self._count_death()
+            self._count_death(was_alone)
         if len(self._emitted) >= self._request.sampling.max_tokens:
             return
         started_s = self._shared.clock.now_s()
@@ -148,12 +148,13 @@ class UnbrokenStream:
         self._attempt = await self._place(failure, former)
         self._note_resumed(failure, former, self._shared.clock.now_s() - started_s)
 
-    def _count_death(self) -> None:
+    def _count_death(self, was_alone: bool) -> None:
         """Hold the death of the group against the request. Raises RequestQuarantined if that was one too many."""
         self._strikes.died(len(self._emitted) - self._num_emitted_before)
         if self._strikes.is_convicted:
             shared = self._shared
-            shared.quarantine.add(self._model, self._request)
+            if was_alone:  # else it may have died of another, and is welcome to be sent again
+                shared.quarantine.add(self._model, self._request)
             shared.counts[self._model].num_quarantined += 1
             logger.warning("request quarantined", extra={"model": self._model, "num_attempts": self._num_attempts})
             raise RequestQuarantined(

@@ -293,3 +293,22 @@ def test_innocents_finish_while_the_request_that_kills_groups_is_given_up_after_
         await fleet.close()
 
     run(main())
+
+
+def test_a_request_given_up_in_the_company_of_another_suspect_may_be_sent_again(run):
+    async def main():
+        fleet = await Fleet("g1", "g2", limits=StreamLimits(resume_wait_s=0)).start()
+        readers = [await reading(fleet, generation_request(f"r{length}", length)) for length in (7, 9)]
+        while not all(reader.task.done() for reader in readers):
+            for group_id, target in fleet.targets.items():
+                if target.sinks:
+                    await fleet.break_group(group_id)
+                    await fleet.heal(group_id)
+        for reader in readers:
+            with pytest.raises(RequestQuarantined):
+                await reader.task
+        again = [generation_request("again", length) for length in (7, 9)]
+        assert sum(fleet.streams.quarantine.has("tiny", request) for request in again) == 1
+        await fleet.close()
+
+    run(main())
