@@ -156,8 +156,8 @@ def _model_problems(application: ServeApplicationSchema, args: ModelArgs, path: 
             grace_s = deployment.graceful_shutdown_timeout_s
     if args.drain_timeout_s + HAND_OVER_S > grace_s:
         yield (
-            f"{path}.args.drain_timeout_s: {args.drain_timeout_s:g} s and {HAND_OVER_S:g} s to hand streams over do not "
-            f"fit graceful_shutdown_timeout_s={grace_s:g}; Serve would kill the group before its streams end"
+            f"{path}.args.drain_timeout_s: {args.drain_timeout_s:g} s and {HAND_OVER_S:g} s to hand streams over do "
+            f"not fit graceful_shutdown_timeout_s={grace_s:g}; Serve would kill the group before its streams end"
         )
 
 
@@ -194,6 +194,28 @@ def _cross_references(config: ServeDeploySchema) -> Iterator[str]:
         if wanted not in gateways:
             have = ", ".join(sorted(gateways)) or "none"
             yield f"applications.{index}.args.gateway: no gateway application {wanted!r} in this file; it has {have}"
+    yield from _sleeping_problems(config)
+
+
+def _sleeping_problems(config: ServeDeploySchema) -> Iterator[str]:
+    """Yield models that can be scaled to zero and that no gateway would wake, and wakers of what is not there."""
+    models = [a for a in config.applications if a.import_path == "deployments.app:model"]
+    gateways = [a for a in config.applications if a.import_path == "deployments.app:gateway"]
+    woken: set[str] = set()
+    for index, application in enumerate(config.applications):
+        if application in gateways:
+            sleeping: dict[str, str] = application.args.get("sleeping", {}).get("applications", {})
+            woken.update(sleeping.values())
+            for name in sorted(set(sleeping.values()) - {model.name for model in models}):
+                yield f"applications.{index}.args.sleeping.applications: no model application {name!r} in this file"
+    for index, application in enumerate(config.applications):
+        scaling = [d.autoscaling_config for d in application.deployments if isinstance(d.autoscaling_config, dict)]
+        can_sleep = any(settings.get("min_replicas") == 0 for settings in scaling)
+        if application in models and can_sleep and gateways and application.name not in woken:
+            yield (
+                f"applications.{index}.deployments: `min_replicas: 0`, and no gateway would start the first replica; "
+                f"add `sleeping: {{applications: {{MODEL: {application.name}}}}}` to the gateway's args"
+            )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from core.config import Config
 from deployments.groups.group_search import StreamLimits
 from deployments.groups.routing import RoutingConfig
+from deployments.groups.sleeping import SleepConfig
 from deployments.http.api_keys import ApiKey, Sha256Hex, duplicates, nameless_keys
 from engine.config import Bytes, parse_bytes
 
@@ -63,6 +64,8 @@ class GatewayConfig(Config):
     """How a replica group is chosen."""
     streams: StreamLimits = StreamLimits()
     """What requests do while no replica group can take them."""
+    sleeping: SleepConfig = SleepConfig()
+    """Models that may be scaled to zero."""
     tokenizer_threads: PositiveInt = 2
     """Threads that tokenise long prompts, so that they do not hold up running streams."""
     probe_timeout_s: float = Field(default=5.0, gt=0, le=60)

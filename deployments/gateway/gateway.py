@@ -20,6 +20,7 @@ from deployments.gateway.metrics import GatewayMetrics, GroupLoad
 from deployments.gateway.model_catalog import GatewayModel, LoadTokenizer, ModelCatalog, ModelTokenizer
 from deployments.gateway.readiness import Readiness
 from deployments.groups.directory import GroupDirectory
+from deployments.groups.sleeping import StartApplication, cannot_start
 from deployments.groups.unbroken import UnbrokenStreams
 from deployments.http.auth import ApiKeyGuard
 from deployments.http.boundary import IngressBoundary
@@ -69,12 +70,16 @@ class Gateway:
         directory: GroupDirectory | None = None,
         load: LoadTokenizer = load_tokenizer,
         clock: Clock | None = None,
+        start: StartApplication = cannot_start,
     ) -> None:
+        """`start` is asked for the first replica of a model that was scaled to zero."""
         self._config = config
         self._directory = (
             directory if directory is not None else GroupDirectory(config.models or None, routing=config.routing)
         )
-        self._catalog = ModelCatalog(self._directory, load, config.models, config.tokenizer_threads)
+        self._catalog = ModelCatalog(
+            self._directory, load, config.models, config.tokenizer_threads, config.sleeping, start
+        )
         clock = clock or MonotonicClock()
         self._keys = KeyRing(config.fixed_keys, config.api_keys_file, clock)
         self._readiness = Readiness(config, self._directory, self._catalog, clock)

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from core.errors import ContextTooLong, EaglerayError, ModelNotFound, NotReady
 from deployments.groups.directory import GroupDirectory, ServedModel
+from deployments.groups.sleeping import SleepConfig, SleepingModels, StartApplication, cannot_start
 from engine.text import DecoderFactory
 
 logger = logging.getLogger(__name__)
@@ -101,9 +102,18 @@ class ModelCatalog:
     """Tokenizers by model name. Lives on one event loop."""
 
     def __init__(
-        self, directory: GroupDirectory, load: LoadTokenizer, expected: Sequence[str], num_threads: int
+        self,
+        directory: GroupDirectory,
+        load: LoadTokenizer,
+        expected: Sequence[str],
+        num_threads: int,
+        sleep: SleepConfig | None = None,
+        start: StartApplication = cannot_start,
     ) -> None:
-        """`expected`: names that are not ready rather than not found before a group of theirs appears."""
+        """`expected`: names that are not ready rather than not found before a group of theirs appears.
+
+        `start` is what wakes the models that `sleep` names.
+        """
         self._directory = directory
         self._load = load
         self._expected = frozenset(expected)
@@ -112,6 +122,8 @@ class ModelCatalog:
         self._created: dict[str, int] = {}
         self._loading: dict[_Version, asyncio.Task[None]] = {}
         self._failures: dict[str, tuple[float, EaglerayError]] = {}
+        self._sleeping = SleepingModels(sleep or SleepConfig(), self._is_awake, start)
+        directory.subscribe_openings(self._sleeping.note_change)
 
     def refresh(self) -> None:
         """Start loading the tokenizer of every model announced since; call on the loop after each announcement."""
@@ -120,6 +132,10 @@ class ModelCatalog:
             version = _version(model)
             if version not in self._tokenizers and version not in self._loading and self._may_load(model.name):
                 self._loading[version] = asyncio.create_task(self._load_tokenizer(model))
+
+    async def wake(self, name: str) -> None:
+        """Return when a model that may sleep can be asked, at once for others. Raises NotReady."""
+        await self._sleeping.wake(name)
 
     def get(self, name: str) -> GatewayModel:
         """Return the model. Raises ModelNotFound, or NotReady while its tokenizer is missing."""
@@ -146,12 +162,16 @@ class ModelCatalog:
         return failure[1] if failure else None
 
     async def close(self) -> None:
-        """Stop loading."""
+        """Stop loading, and waiting for models to start."""
+        await self._sleeping.close()
         tasks = list(self._loading.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _is_awake(self, name: str) -> bool:
+        return bool(self._directory.open_groups(name)) and any(model.name == name for model in self.list())
 
     def _refuse_unknown(self, name: str) -> None:
         if name not in self._expected and not self._directory.statuses(name):
@@ -179,6 +199,7 @@ class ModelCatalog:
             logger.info("tokenizer loaded", extra={"model": model.name, "seconds": seconds})
         finally:
             del self._loading[_version(model)]
+            self._sleeping.note_change()
 
 
 def unknown_model(name: str) -> ModelNotFound:

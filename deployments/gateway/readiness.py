@@ -113,8 +113,16 @@ class Readiness:
 
     async def _model_report(self, name: str) -> ModelReport:
         statuses = self._directory.statuses(name)
-        reason = self._why_not_ready(statuses) or (await self._proof(name)).reason
+        if self._is_asleep(name, statuses):
+            reason = None
+        else:
+            reason = self._why_not_ready(statuses) or (await self._proof(name)).reason
         return ModelReport(name, reason is None, reason, [GroupReport.of(status) for status in statuses])
+
+    def _is_asleep(self, name: str, statuses: Sequence[GroupStatus]) -> bool:
+        """Return whether requests for the model will be held until its first group runs, which they have started."""
+        may_sleep = name in self._config.sleeping.applications
+        return may_sleep and not any(status.state in ("ready", "failed") for status in statuses)
 
     def _why_not_ready(self, statuses: Sequence[GroupStatus]) -> str | None:
         if not statuses:

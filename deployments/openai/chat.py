@@ -9,7 +9,7 @@ from deployments.gateway.config import HttpLimits
 from deployments.gateway.generation import ChoiceEnd, Delta
 from deployments.gateway.model_catalog import ModelCatalog, ModelTokenizer
 from deployments.http.caller import Caller
-from deployments.openai.job import Job, build_choices, new_meta, visible_model
+from deployments.openai.job import Job, awake_model, build_choices, new_meta
 from deployments.openai.logprobs import ChatLogprobs, chat_logprobs
 from deployments.openai.responses import CollectedChoice, ResponseMeta, Usage
 from deployments.openai.schemas import ChatMessage, ChatRequest, parse_chat
@@ -105,7 +105,7 @@ class ChatWriter:
 async def prepare_chat(body: bytes, caller: Caller, catalog: ModelCatalog, limits: HttpLimits) -> Job:
     """Return what is to be run. Raises RequestError, NotReady."""
     request = parse_chat(body, limits)
-    model = visible_model(request.model, caller, catalog)
+    model = await awake_model(request.model, caller, catalog)
     token_ids = await model.chat([_plain(message) for message in request.messages])
     meta = new_meta("chatcmpl", model)
     choices = build_choices(

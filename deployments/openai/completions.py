@@ -9,7 +9,7 @@ from deployments.gateway.config import HttpLimits
 from deployments.gateway.generation import ChoiceEnd, Delta
 from deployments.gateway.model_catalog import GatewayModel, ModelCatalog, ModelTokenizer
 from deployments.http.caller import Caller
-from deployments.openai.job import Job, build_choices, new_meta, visible_model
+from deployments.openai.job import Job, awake_model, build_choices, new_meta
 from deployments.openai.logprobs import CompletionLogprobs, completion_logprobs
 from deployments.openai.responses import CollectedChoice, ResponseMeta, Usage
 from deployments.openai.schemas import CompletionRequest, parse_completion
@@ -92,7 +92,7 @@ class CompletionWriter:
 async def prepare_completion(body: bytes, caller: Caller, catalog: ModelCatalog, limits: HttpLimits) -> Job:
     """Return what is to be run. Raises RequestError, NotReady."""
     request = parse_completion(body, limits)
-    model = visible_model(request.model, caller, catalog)
+    model = await awake_model(request.model, caller, catalog)
     prompts = [await _token_ids(request, prompt, model) for prompt in request.prompts()]
     meta = new_meta("cmpl", model)
     choices = build_choices(request, caller, model, prompts, meta.id, limits, request.token_limit, request.logprobs)

@@ -69,6 +69,13 @@ def new_meta(prefix: str, model: GatewayModel) -> ResponseMeta:
     return ResponseMeta(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model.name)
 
 
+async def awake_model(name: str, caller: Caller, catalog: ModelCatalog) -> GatewayModel:
+    """Return a model that exists for the caller, once it runs if it was asleep. Raises ModelNotFound, NotReady."""
+    if caller.sees(name):
+        await catalog.wake(name)
+    return visible_model(name, caller, catalog)
+
+
 def visible_model(name: str, caller: Caller, catalog: ModelCatalog) -> GatewayModel:
     """Return a model that exists for the caller. Raises ModelNotFound, NotReady."""
     if not caller.sees(name):

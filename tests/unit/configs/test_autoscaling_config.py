@@ -41,10 +41,27 @@ def test_what_would_not_scale_as_it_says_is_refused(path, value, words):
     assert problem.startswith("applications.1.deployments.0.autoscaling_config")
 
 
+def scaled_to_zero(applications):
+    data = copy.deepcopy(read_yaml(AUTOSCALING))
+    data["applications"][0]["args"]["sleeping"] = {"applications": applications}
+    scaling = data["applications"][1]["deployments"][0]["autoscaling_config"]
+    scaling["min_replicas"] = 0
+    scaling["policy"]["policy_kwargs"]["to_zero_after_s"] = 600
+    return check_config(data)
+
+
+def test_a_model_that_may_be_scaled_to_zero_needs_a_gateway_that_wakes_it():
+    assert scaled_to_zero({"smollm2-135m": "smollm2-135m"}) == []
+    (problem,) = scaled_to_zero({})
+    assert "no gateway would start the first replica" in problem
+    assert any("no model application 'gone'" in problem for problem in scaled_to_zero({"smollm2-135m": "gone"}))
+
+
 def test_serve_is_given_the_policy_with_its_settings():
     config = ServeDeploySchema.model_validate(read_yaml(AUTOSCALING))
     deployment = build(config.applications[1])._bound_deployment
     settings = deployment._deployment_config.autoscaling_config
+    assert settings is not None
     policy = settings.policy.get_policy()(**settings.policy.policy_kwargs)
     assert (settings.min_replicas, settings.max_replicas) == (1, 4)
     assert policy._policy._config.target_load == 0.65
