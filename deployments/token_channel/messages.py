@@ -5,7 +5,7 @@
                        Placed within 10 ms of what other gateways placed
 
 Token ids only: text, JSON and HTTP stay on the gateway's side. A broken connection means the group is lost to this
-gateway, and every stream on it ends in ReplicaFailed (until a later issue resumes it elsewhere).
+gateway, and every stream on it ends in ReplicaFailed; the gateway goes on with them in another group.
 """
 
 import msgspec

@@ -26,8 +26,6 @@ from tests.support.fake_clock import FakeClock
 from tests.support.fake_target import FakeTarget, engine_load, generation_request, group_status
 
 
-
-
 class FakeTransport:
     def __init__(self, group_id, address, on_load):
         self.group_id, self.address, self.on_load = group_id, address, on_load
