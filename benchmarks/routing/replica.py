@@ -37,6 +37,11 @@ class ReplicaSpec:
     kv_tokens: int = 460_000
 
     @property
+    def full_steps_tokens_per_s(self) -> float:
+        """Prompt tokens a second while every step is full of them and nothing decodes."""
+        return self.chunk_tokens / (self.base_s + self.chunk_tokens / self.prefill_tokens_per_s)
+
+    @property
     def num_blocks(self) -> int:
         """KV memory in blocks."""
         return self.kv_tokens // BLOCK_TOKENS
@@ -115,6 +120,9 @@ class Replica:
         self._num_to_generate = 0
         """As far as requests allow; how soon they end is not known."""
         self._num_generated = 0
+        self._num_prompt_tokens = 0
+        """Of attempts that have begun, as the next."""
+        self._num_cached_tokens = 0
         self._chunk = 0
         self._context = 0
         """Tokens that a decode step attends to."""
@@ -186,13 +194,14 @@ class Replica:
             num_steps=self._num_steps + num_done,
             num_preemptions=0,
             num_generated_tokens=self._num_generated + num_done * len(self._decoding),
-            num_prompt_tokens=0,
-            num_cached_prompt_tokens=0,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_prompt_tokens=self._num_cached_tokens,
             num_uncached_tokens=self._num_uncached,
             num_kv_tokens=num_kv_tokens,
             max_step_tokens=self._spec.chunk_tokens,
             step_costs=self._step_costs,
             max_kv_tokens=self._spec.kv_tokens,
+            wait_s=self._num_uncached / (self._spec.full_steps_tokens_per_s * self._speed),
         )
 
     def take_prefix_changes(self) -> dict[int, bool]:
@@ -263,6 +272,8 @@ class Replica:
         self._cache.enter(num_private, matched)
         attempt.num_private, attempt.num_pinned = num_private, len(matched)
         self._num_uncached -= num_cached - attempt.position
+        self._num_prompt_tokens += attempt.num_prompt
+        self._num_cached_tokens += num_cached
         attempt.position = attempt.num_cached = num_cached
         return attempt
 

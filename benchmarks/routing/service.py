@@ -74,10 +74,6 @@ class Service:
         """Of requests that lost a replica after their first token."""
         self.outcomes = [Outcome(arrival) for arrival in trace.arrivals]
         self.num_open = len(self.outcomes)
-        self.num_uncached_placed = 0
-        """Prompt tokens sent to groups so far that had to be computed there."""
-        self._num_generated_before = 0
-        """Output tokens of replicas that are gone."""
         self.on_closed: Callable[[int, Outcome], None] = lambda index, outcome: None
         for index, arrival in enumerate(trace.arrivals):
             loop.at(arrival.at_s, self._arrive, index)
@@ -91,12 +87,6 @@ class Service:
     def num_held(self) -> int:
         """Requests that wait because no group is ready."""
         return len(self._held)
-
-    @property
-    def num_generated(self) -> int:
-        """Output tokens so far."""
-        inside = sum(member.replica.load().num_generated_tokens for member in self._members.values())
-        return self._num_generated_before + inside
 
     def replica(self, group_id: str) -> Replica:
         """Return a replica that has not been taken away."""
@@ -129,7 +119,6 @@ class Service:
         member = self._members.pop(group_id)
         for gateway in self._gateways:
             gateway.forget(group_id)
-        self._num_generated_before += member.replica.load().num_generated_tokens
         for attempt, num_emitted in member.replica.attempts():
             self._gateway_of[attempt.index].lost(attempt.index, num_emitted)
             self._num_emitted[attempt.index] = self._num_emitted.get(attempt.index, 0) + num_emitted
@@ -173,7 +162,6 @@ class Service:
         self.outcomes[index].num_attempts += 1
         num_uncached = self._members[group_id].replica.submit(attempt)
         gateway.accepted(index)
-        self.num_uncached_placed += num_uncached
         self._gossip(gateway, group_id, Placement(num_uncached, attempt.num_prompt, attempt.max_tokens))
 
     def _described(self, index: int) -> tuple[Attempt, RoutingRequest]:
