@@ -5,6 +5,7 @@ S rows, V vocabulary rows on this rank, P rows with a temperature, K candidates.
 
 from ctypes import byref
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from parallel.cpu import abi
 from parallel.cpu.library import KernelLibrary
 from parallel.cpu.threads import ThreadPool
 from parallel.sampling.rows import SampleBatch
+from parallel.sampling.sampler import Sampled, Sampler
 
 
 class CpuRowKernels:
@@ -75,3 +77,36 @@ class CpuRowKernels:
             token_ids_P.data_ptr(),
         )
         return token_ids_P
+
+
+class GreedyInOneCall:
+    """A StepSampler for a rank with the whole vocabulary: rows that all take their most likely token cost one C call.
+
+    After a step's weights Python's own code and objects are out of the cache, and every line of it is slow.
+    """
+
+    def __init__(self, library: KernelLibrary, threads: ThreadPool, sampler: Sampler) -> None:
+        """`sampler` does all other steps."""
+        self._calls = library.calls
+        self._threads = threads
+        self._sampler = sampler
+
+    def sample(self, logits_SV: Tensor, batch: SampleBatch) -> Sampled:
+        """Return one token for each row; mutates `logits_SV` where it is edited."""
+        if len(batch.random_P) or len(batch.logprobs_L) or batch.edits is not None:
+            return self._sampler.sample(logits_SV, batch)
+        num_rows, num_columns = logits_SV.shape
+        best_S, token_ids_S = np.empty(num_rows, np.float32), np.empty(num_rows, np.int64)
+        is_sound_S = np.empty(num_rows, np.bool_)
+        self._calls.eg_best(
+            self._threads.pointer,
+            logits_SV.data_ptr(),
+            num_rows,
+            num_columns,
+            best_S.ctypes.data,
+            token_ids_S.ctypes.data,
+            is_sound_S.ctypes.data,
+        )
+        is_failed_S = ~is_sound_S
+        token_ids_S[is_failed_S] = 0
+        return Sampled(token_ids_S, is_failed_S, {})

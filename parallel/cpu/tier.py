@@ -5,7 +5,7 @@ import torch
 from parallel.cpu.library import KernelLibrary
 from parallel.cpu.ops import CpuOps
 from parallel.cpu.program import CpuProgram
-from parallel.cpu.sampling import CpuRowKernels
+from parallel.cpu.sampling import CpuRowKernels, GreedyInOneCall
 from parallel.cpu.threads import ThreadPool
 from parallel.groups.base import TPGroup
 from parallel.groups.shared_memory import SharedMemoryGroup
@@ -13,7 +13,7 @@ from parallel.kv_cache import KVCache
 from parallel.models.decoder import CausalLM
 from parallel.ops.choice import OpChoice
 from parallel.rank.forward import Forward, OpByOp
-from parallel.rank.stepping import DirectRunner
+from parallel.rank.stepping import DirectRunner, StepSampler
 from parallel.rank.tier import RunChoice, StepLimits
 from parallel.sampling.sampler import Sampler
 
@@ -32,7 +32,9 @@ class CpuTier:
         """Return a runner whose step is one C call, or calls of single operations if the group is out of C's reach."""
         _leave_cores_to_kernels()
         forward, reason = self._forward(model, kv, group)
-        sampler = Sampler(group, model.vocab, CPU, CpuRowKernels(self._library, self._threads))
+        sampler: StepSampler = Sampler(group, model.vocab, CPU, CpuRowKernels(self._library, self._threads))
+        if group.world_size == 1:
+            sampler = GreedyInOneCall(self._library, self._threads, sampler)
         level = self._library.level
         details = {
             "linear": f"{level}, {model.lm_head.matmul.name} head",

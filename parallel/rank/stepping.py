@@ -1,14 +1,16 @@
 """From a step's inputs to its tokens. On a GPU they are under way when the next step is launched.
 
-S rows that sample.
+S rows that sample, V vocabulary rows on this rank.
 """
 
 from typing import Protocol
 
+from torch import Tensor
+
 from parallel.rank.forward import Forward
 from parallel.rank.rows import StepInputs
 from parallel.sampling.rows import SampleBatch
-from parallel.sampling.sampler import Sampled, Sampler
+from parallel.sampling.sampler import Sampled
 
 
 class PendingTokens(Protocol):
@@ -20,6 +22,14 @@ class PendingTokens(Protocol):
 
     def wait(self) -> Sampled:
         """Return the tokens; blocks. Raises RankDied, OutOfMemory."""
+        ...
+
+
+class StepSampler(Protocol):
+    """Chooses tokens; `parallel.sampling.sampler.Sampler` is one."""
+
+    def sample(self, logits_SV: Tensor, batch: SampleBatch) -> Sampled:
+        """Return one token for each row; may mutate `logits_SV` (float32)."""
         ...
 
 
@@ -37,7 +47,7 @@ class StepRunner(Protocol):
 class DirectRunner:
     """Computes in `launch`: for devices that the host waits for anyway."""
 
-    def __init__(self, forward: Forward, sampler: Sampler) -> None:
+    def __init__(self, forward: Forward, sampler: StepSampler) -> None:
         self.forward = forward
         self._sampler = sampler
 
