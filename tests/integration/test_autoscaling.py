@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from openai import OpenAIError
 from ray import serve
 
 from deployments.config import MODEL_OPTIONS, ModelArgs
@@ -51,7 +52,7 @@ def test_groups_come_with_the_work_and_go_with_it(scaled):
             try:
                 prompt = f"{index}. Tell me a long story."
                 client.completions.create(model=NAME, prompt=prompt, max_tokens=64, extra_body={"ignore_eos": True})
-            except Exception as error:
+            except OpenAIError as error:
                 failures.append(error)
                 return
 
