@@ -35,83 +35,81 @@ MEMORY_WEIGHT = 8.0
 STALE_FACTOR = 2.0
 
 
-class Prediction(NamedTuple):
-    """What placing a request on one group would mean."""
+class Predictions(NamedTuple):
+    """What placing a request on each of some groups would mean, in the order of the groups. Never negative."""
 
-    ttft_s: float
+    ttft_s: list[float]
     """From now to its first token."""
-    burden_s: float
+    burden_s: list[float]
     """What other requests lose by it."""
 
-    @property
-    def cost_s(self) -> float:
-        """Both together."""
-        return self.ttft_s + self.burden_s
 
-
-def predict(group: GroupView, request: RoutingRequest) -> Prediction:
-    """Return what placing `request` on `group` would mean. Never negative."""
-    costs = group.step_costs
-    num_cached = group.num_cached_tokens
-    num_queued = group.num_queued_tokens
-    num_running = group.num_running
-    num_kv = group.num_kv_tokens
-    num_uncached = max(1, request.num_tokens - num_cached)
-
-    attention = 1 + (request.num_tokens + num_cached) / (2 * DOUBLED_AT_TOKENS)
-    work_s = num_uncached * costs.prefill_token_s * attention
-    queue_s = num_queued * costs.prefill_token_s * QUEUE_GROWTH
-    step_s = costs.base_s + costs.sequence_s * num_running + costs.kv_token_s * num_kv
-    num_steps = (num_uncached + num_queued) / group.max_step_tokens + 1
-    ttft_s = queue_s + work_s + num_steps * step_s
-
+def predict(groups: Sequence[GroupView], request: RoutingRequest) -> Predictions:
+    """Return what placing `request` on each of `groups` would mean."""
+    num_tokens = request.num_tokens
     num_output = request.num_likely_tokens
-    num_kv_soon = num_kv + num_queued + request.num_tokens
-    num_missing = num_kv_soon + num_output - group.max_kv_tokens
-    if num_missing > 0 and group.max_kv_tokens:
-        # Running requests give their tokens back once in the time of an output.
-        ttft_s += MEMORY_WEIGHT * num_missing / group.max_kv_tokens * num_output * step_s
+    ttft_s: list[float] = []
+    burden_s: list[float] = []
+    for group in groups:
+        costs = group.step_costs
+        num_cached = group.num_cached_tokens
+        num_queued = group.num_queued_tokens
+        num_running = group.num_running
+        num_kv = group.num_kv_tokens
+        num_uncached = num_tokens - num_cached
 
-    decode_s = costs.sequence_s * group.num_requests + costs.kv_token_s * num_kv_soon
-    burden_s = work_s * (WORK_WEIGHT + STALL_WEIGHT * num_running) + num_output * decode_s
-    if group.is_stale:
-        return Prediction(ttft_s * STALE_FACTOR, burden_s * STALE_FACTOR)
-    return Prediction(ttft_s, burden_s)
+        attention = 1 + (num_tokens + num_cached) / (2 * DOUBLED_AT_TOKENS)
+        work = num_uncached * costs.prefill_token_s * attention
+        queue = num_queued * costs.prefill_token_s * QUEUE_GROWTH
+        step = costs.base_s + costs.sequence_s * num_running + costs.kv_token_s * num_kv
+        first = queue + work + ((num_uncached + num_queued) / group.max_step_tokens + 1) * step
+
+        num_kv_soon = num_kv + num_queued + num_tokens
+        num_missing = num_kv_soon + num_output - group.max_kv_tokens
+        if num_missing > 0 and group.max_kv_tokens:
+            # Running requests give all blocks back once in the time of an output.
+            first += MEMORY_WEIGHT * num_missing / group.max_kv_tokens * num_output * step
+
+        decode = costs.sequence_s * (num_running + group.num_waiting) + costs.kv_token_s * num_kv_soon
+        burden = work * (WORK_WEIGHT + STALL_WEIGHT * num_running) + num_output * decode
+        trust = STALE_FACTOR if group.is_stale else 1.0
+        ttft_s.append(first * trust)
+        burden_s.append(burden * trust)
+    return Predictions(ttft_s, burden_s)
 
 
 class CostPolicy:
     """The least cost. With a target, the least burden among groups that meet it; past the limit, none."""
 
     def __init__(self, rng: Random | None = None, jitter: float = 0.0) -> None:
-        """`jitter`: up to this much of its cost is added to each group at random, so that several routers with old
-        reports do not all pick the same one; needs `rng`. 0.3 if placements of others are not heard of, else 0.
+        """`jitter`: up to this share of its cost is added to each group's at random, drawn from `rng`, so that routers
+        which do not hear of each other's placements do not all pick the same group; then 0.3 is about right.
         """
         self._rng = rng if rng is not None else Random(0)
         self._jitter = jitter
 
     def pick(self, groups: Sequence[GroupView], request: RoutingRequest) -> str:
         """Return the group_id of the best. Raises Overloaded if no group can meet `request.ttft_limit_s`."""
-        predictions = [predict(group, request) for group in groups]
+        predictions = predict(groups, request)
         if request.ttft_limit_s is not None:
-            _require_within(request.ttft_limit_s, predictions)
+            _require_within(request.ttft_limit_s, min(predictions.ttft_s))
         scores = _scores(predictions, request.ttft_target_s)
         if self._jitter:
             scores = [score * (1 + self._jitter * self._rng.random()) for score in scores]
         return groups[scores.index(min(scores))].group_id
 
 
-def _scores(predictions: Sequence[Prediction], ttft_target_s: float | None) -> list[float]:
-    """Return what to minimise: cost; or with a target, burden where it is met and how late it is where it is not."""
+def _scores(predictions: Predictions, ttft_target_s: float | None) -> list[float]:
+    """Return what to minimise: cost; or with a target, burden where it is met, or how late it is if nowhere."""
+    both = zip(predictions.ttft_s, predictions.burden_s, strict=True)
     if ttft_target_s is None:
-        return [ttft_s + burden_s for ttft_s, burden_s in predictions]
-    soonest_s = min(ttft_s for ttft_s, _ in predictions)
-    if soonest_s > ttft_target_s:
-        return [ttft_s for ttft_s, _ in predictions]
-    return [burden_s if ttft_s <= ttft_target_s else float("inf") for ttft_s, burden_s in predictions]
+        return [ttft + burden for ttft, burden in both]
+    if min(predictions.ttft_s) > ttft_target_s:
+        return predictions.ttft_s
+    return [burden if ttft <= ttft_target_s else float("inf") for ttft, burden in both]
 
 
-def _require_within(ttft_limit_s: float, predictions: Sequence[Prediction]) -> None:
-    soonest_s = min(ttft_s for ttft_s, _ in predictions)
+def _require_within(ttft_limit_s: float, soonest_s: float) -> None:
     if soonest_s > ttft_limit_s:
         raise Overloaded(
             f"the first token would take {soonest_s:.1f} s, more than the limit of {ttft_limit_s:.1f} s; try again",

@@ -1,8 +1,8 @@
 """Which groups hold which beginnings of prompts: {prefix key: bitmask of groups}.
 
 A prefix key stands for a whole beginning, and caches evict tails before the prefixes they hang on. So along the keys of
-a prompt the set of groups only shrinks, and where it shrinks is found by bisection. One flat dict takes about 110 bytes
-a key, however many groups hold it; a tree of nodes takes 500 (research: SGLang's and Ray's routers keep such trees).
+a prompt the set of groups only shrinks, and bisection finds where it does. One flat dict takes about 90 bytes a key,
+however many groups hold it; a tree of nodes, as SGLang's and Ray's routers keep, takes 500.
 
 What groups hold is known from their own news (`apply`). What they are about to hold is known from prompts on the way to
 them (`expect`): news comes only after a prompt was computed, and a burst with one prefix is over by then.
@@ -12,7 +12,6 @@ it becomes the old one, and the old one goes. That is a rough LRU with no list t
 groups that are gone: a bit is free once both generations were replaced, without a sweep over millions of keys.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from engine.prefix_feed import PrefixNews
@@ -29,17 +28,16 @@ class Expectation:
         self._bit = bit
         self._keys = keys
         for key in keys:
-            expected[key] = expected.get(key, 0) | bit
+            others = expected.setdefault(key, bit)
+            if others != bit:
+                expected[key] = others | bit
 
     def drop(self) -> None:
         """Expect these keys no longer; what news has told meanwhile stays. Idempotent."""
-        expected = self._expected
         for key in self._keys:
-            mask = expected.get(key, 0) & ~self._bit
-            if mask:
-                expected[key] = mask
-            else:
-                expected.pop(key, None)
+            others = self._expected.pop(key, 0) & ~self._bit
+            if others:
+                self._expected[key] = others
         self._keys = ()
 
 
@@ -56,7 +54,7 @@ class PrefixIndex:
     """Prefix keys and who holds them. Used by one thread."""
 
     def __init__(self, max_keys: int = 2_000_000) -> None:
-        """`max_keys`: most keys to remember, about 110 bytes each."""
+        """`max_keys`: most keys to remember."""
         self._max_generation = max(1, max_keys // 2)
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
@@ -105,18 +103,22 @@ class PrefixIndex:
     def find(self, keys: Sequence[int]) -> dict[str, int]:
         """Return how many of `keys`, from the first on, each group holds or will hold; those with none are left out."""
         found: dict[str, int] = {}
-        holders, depth = self._bits.alive, 0
-
-        def lacks_some(key: int) -> bool:
-            return self._mask(key) & holders != holders
-
-        while holders and depth < len(keys):
-            depth = bisect_left(keys, True, lo=depth, key=lacks_some)
-            deeper = self._mask(keys[depth]) & holders if depth < len(keys) else 0
-            if depth:
-                for group_id in self._bits.groups(holders ^ deeper):
-                    found[group_id] = depth
-            holders = deeper
+        # Pairs of depths, and who holds the prompt that far. All hold nothing of it, none holds more than there is.
+        stretches = [(-1, self._bits.alive, len(keys), 0)]
+        young, old, expected = self._young.get, self._old.get, self._expected.get
+        while stretches:
+            low, low_mask, high, high_mask = stretches.pop()
+            if low_mask == high_mask:
+                continue
+            if high - low > 1:
+                middle = (low + high) // 2
+                key = keys[middle]
+                mask = (young(key) or old(key, 0)) | expected(key, 0)
+                mask = mask & low_mask | high_mask
+                stretches += [(low, low_mask, middle, mask), (middle, mask, high, high_mask)]
+            elif high:
+                for group_id in self._bits.groups(low_mask ^ high_mask):
+                    found[group_id] = high
         return found
 
     def expect(self, group_id: str, keys: Sequence[int], num_found: int) -> Expectation | None:
@@ -130,9 +132,6 @@ class PrefixIndex:
         if holder is None or num_found >= len(keys):
             return None
         return Expectation(self._expected, holder.bit, keys[num_found:])
-
-    def _mask(self, key: int) -> int:
-        return (self._young.get(key) or self._old.get(key, 0)) | self._expected.get(key, 0)
 
     def _store(self, bit: int, keys: Iterable[int]) -> None:
         young, old, alive = self._young, self._old, self._bits.alive

@@ -91,18 +91,20 @@ class Router:
 
     def _in_turn(self, groups: Sequence[str]) -> list[Ledger]:
         """Return the ledgers of `groups`, least recently picked first."""
-        for group_id in groups:
+        for group_id in [group_id for group_id in groups if group_id not in self._ledgers]:
             self._ledger(group_id)
         wanted = set(groups)
         return [ledger for group_id, ledger in self._ledgers.items() if group_id in wanted]
 
     def _look_up(self, candidates: Sequence[Ledger], request: RoutingRequest) -> dict[str, int]:
         """Write into each candidate's view what it has cached of the prompt; return the same in spans."""
+        for ledger in candidates:
+            ledger.view.num_cached_tokens = 0
         num_spans = self._index.find(request.prefix_keys)
         most_tokens = max(0, request.num_tokens - 1)  # an engine computes the last token in any case
-        for ledger in candidates:
-            view = ledger.view
-            view.num_cached_tokens = min(num_spans.get(view.group_id, 0) * SPAN_TOKENS, most_tokens)
+        for group_id, num_found in num_spans.items():
+            if group_id in self._ledgers:
+                self._ledgers[group_id].view.num_cached_tokens = min(num_found * SPAN_TOKENS, most_tokens)
         return num_spans
 
 
