@@ -19,6 +19,7 @@ from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.estimates import Estimates
 from engine.intake import RETRY_AFTER_S, Intake
+from engine.live_request import LiveRequest
 from engine.memory import MemoryPlan
 from engine.outbox import Outbox
 from engine.prefix_cache import PrefixCache
@@ -210,11 +211,19 @@ class Engine:
         started = self._timer()
         if self._intake.has_orders:
             for live in self._intake.take_new():
-                self._scheduler.add(live)
+                self._add(live)
             for live in self._intake.take_cancelled():
                 self._scheduler.cancel(live)
         self._scheduler.expire(self._clock.now_s())
         self.stats.intake_s += self._timer() - started
+
+    def _add(self, live: LiveRequest) -> None:
+        try:
+            self._scheduler.add(live)
+        except Exception:
+            # The boundary around one request: it was checked, so this is a bug, and must cost nobody else.
+            logger.exception("request could not be queued", extra={"request_id": live.request_id})
+            self._scheduler.fail(live, EaglerayError("the request could not be queued; see the replica group's log"))
 
     def _plan(self) -> ScheduledStep | None:
         started = self._timer()

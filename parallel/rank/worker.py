@@ -3,14 +3,16 @@
 S sampled rows in step.
 """
 
+import logging
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from core.errors import ErrorInfo, ReplicaFailed
+from core.errors import EaglerayError, ErrorInfo, ReplicaFailed
 from parallel.kv_cache import KVCache
 from parallel.plan import Chunk, RowStart, RowToken, SampledTokens, StepPlan, StepResult, pack_integers
 from parallel.rank.rows import ExpectedTokens, RowTable, StepInputs
@@ -19,9 +21,16 @@ from parallel.sampling.params import SamplingParams
 from parallel.sampling.rows import SamplingRows
 from parallel.sampling.sampler import Sampled
 
+logger = logging.getLogger(__name__)
+
 _NOT_FINITE = ErrorInfo.of(
     ReplicaFailed("the model's logits for this request are not finite, or no token is allowed; the request was ended")
 )
+_BROKEN_WISHES = ErrorInfo.of(
+    EaglerayError("the request's sampling parameters could not be applied; see the log of the replica group")
+)
+_GREEDY = SamplingParams(max_tokens=1, seed=0, temperature=0)
+"""What a row runs on whose own parameters broke."""
 
 
 class ServedModel(Protocol):
@@ -72,6 +81,8 @@ class RankWorker:
         self._rows = RowTable(max_rows, max_model_len, block_size)
         self._sampling = SamplingRows(max_rows, model.vocab, model.eos_token_ids)
         self._under_way: LaunchedStep | None = None
+        self._refused: dict[int, ErrorInfo] = {}
+        """Rows whose requests are to be told an error instead of their first token."""
 
     def run(self, plan: StepPlan) -> StepResult:
         """Compute one step. Raises RankDied, OutOfMemory; a row whose logits are not finite fails alone."""
@@ -93,9 +104,8 @@ class RankWorker:
     def finish(self, launched: LaunchedStep) -> StepResult:
         """Return a launched step's tokens; blocks. Steps are finished in the order in which they were launched."""
         sampled = self._settle(launched)
-        return StepResult(
-            launched.step, _packed(launched.expected.rows_S, sampled), time.perf_counter() - launched.started_s
-        )
+        tokens = _packed(launched.expected.rows_S, sampled, self._refused)
+        return StepResult(launched.step, tokens, time.perf_counter() - launched.started_s)
 
     def warm_up(self, num_tokens: int) -> None:
         """Run a prefill of `num_tokens` and a decode step, then leave rows and KV cache as new. A collective."""
@@ -110,11 +120,24 @@ class RankWorker:
     def _apply_changes(self, plan: StepPlan) -> None:
         for row in plan.freed:
             self._sampling.free(row)
+            self._refused.pop(row, None)
         for start in plan.started:
             self._rows.start(start)
-            self._sampling.start(start.row, start.sampling, self._rows.tokens_of(start.row), start.num_prompt_tokens)
+            self._start_sampling(start)
         for appended in plan.appended:
             self._rows.append_blocks(appended)
+
+    def _start_sampling(self, start: RowStart) -> None:
+        tokens = self._rows.tokens_of(start.row)
+        self._refused.pop(start.row, None)
+        try:
+            self._sampling.start(start.row, start.sampling, tokens, start.num_prompt_tokens)
+        except Exception:
+            # The boundary around one request's wishes: they were checked, so this is a bug, and its alone. The row runs
+            # until the leader has heard, so that every rank goes on with the same rows.
+            logger.exception("sampling parameters broke", extra={"row": start.row})
+            self._refused[start.row] = _BROKEN_WISHES
+            self._sampling.start(start.row, _GREEDY, tokens, start.num_prompt_tokens)
 
     def _launch(self, inputs: StepInputs) -> PendingTokens:
         if not len(inputs.token_ids_T):
@@ -134,17 +157,19 @@ class RankWorker:
         return launched.sampled
 
 
-def _packed(rows_S: NDArray[np.int64], sampled: Sampled) -> SampledTokens:
+def _packed(rows_S: NDArray[np.int64], sampled: Sampled, refused: Mapping[int, ErrorInfo]) -> SampledTokens:
     if not len(rows_S):
         return SampledTokens()
-    remarkable = sorted({*sampled.logprobs, *sampled.is_failed_S.nonzero()[0].tolist()})
+    remarkable = {*sampled.logprobs, *sampled.is_failed_S.nonzero()[0].tolist()}
+    if refused:
+        remarkable.update(index for index, row in enumerate(rows_S.tolist()) if row in refused)
     remarks = [
         RowToken(
             int(rows_S[index]),
             int(sampled.token_ids_S[index]),
             sampled.logprobs.get(index),
-            _NOT_FINITE if sampled.is_failed_S[index] else None,
+            _NOT_FINITE if sampled.is_failed_S[index] else refused.get(int(rows_S[index])),
         )
-        for index in remarkable
+        for index in sorted(remarkable)
     ]
     return SampledTokens(pack_integers(rows_S), pack_integers(sampled.token_ids_S), remarks)

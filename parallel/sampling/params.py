@@ -9,6 +9,8 @@ from core.errors import InvalidRequest
 
 MAX_LOGPROBS = 20
 """Most alternatives reported per token; OpenAI's limit."""
+MAX_TOP_K = 2**31 - 1
+"""Any vocabulary is smaller; a rank's arrays hold no number that is much larger."""
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIAS = 1024
 
@@ -41,7 +43,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "use 1 or more")
         _require(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "use 0 to max_tokens")
         _require(0 <= self.temperature <= 100, "temperature", self.temperature, "use 0 to 100")
-        _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "use 1 or more, or leave it out")
+        is_ok = self.top_k is None or 1 <= self.top_k <= MAX_TOP_K
+        _require(is_ok, "top_k", self.top_k, f"use 1 to {MAX_TOP_K}, or leave it out")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "use more than 0, at most 1")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "use 0 to 1")
         _require(-2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "use -2 to 2")

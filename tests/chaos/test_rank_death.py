@@ -1,4 +1,7 @@
-"""Ranks and leaders are killed, frozen, and left alone by their clients. One group of two ranks of the real model."""
+"""Ranks and leaders are killed, frozen, and left alone by their clients. One group of two ranks of the real model.
+
+There is no other group to help, so the streams that are open wait for this one.
+"""
 
 import json
 import logging
@@ -8,7 +11,6 @@ import signal
 import socket
 import time
 
-import httpx
 import pytest
 
 from tests.support.raw_streams import RawStream, story_body
@@ -18,10 +20,12 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 MODEL = "smollm2-chaos"
 NUM_STREAMS = 8
+NUM_TOKENS = 100
 NUM_LEAVING = 100
-ERROR_WITHIN_S = 1.0
-SERVING_WITHIN_S = 60.0
-STEP_TIMEOUT_S = 4
+SERVING_WITHIN_S = 30.0
+REPLACED_WITHIN_S = 60.0
+STEP_TIMEOUT_S = 30
+"""So long that a frozen rank is found by its missing pulse, not by the deadline of its step."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +33,15 @@ logger = logging.getLogger(__name__)
 class Group:
     """The group under test and its processes."""
 
-    def __init__(self, served):
+    def __init__(self, served, incidents):
         self.served = served
+        self.incidents = incidents
         others = set(served.processes(RANK_TITLE))
         args = model_args(
             "tp2-two-replicas.yaml",
             name=MODEL,
             parallel={"step_timeout_s": STEP_TIMEOUT_S},
-            restart={"stable_after_s": 0},
+            restart={"stable_after_s": 0, "incident_folder": str(incidents)},
         )
         served.deploy(MODEL, args)
         self._others = others
@@ -54,11 +59,16 @@ class Group:
         return (ready[0]["group_id"], ready[0]["generation"]) if ready else None
 
     def open_streams(self):
-        streams = [RawStream(self.served.url, MODEL, max_tokens=1500) for _ in range(NUM_STREAMS)]
+        streams = [RawStream(self.served.url, MODEL, max_tokens=NUM_TOKENS) for _ in range(NUM_STREAMS)]
         for stream in streams:
             assert stream.has_begun.wait(60)
         assert [stream.ended for stream in streams] == [None] * NUM_STREAMS
         return streams
+
+    def state(self):
+        """Return what the group says it does."""
+        (status,) = self.served.groups(MODEL)
+        return status["state"]
 
     def is_back(self, former):
         """Return whether another group, or another generation of the same, just generated a token."""
@@ -66,53 +76,61 @@ class Group:
 
 
 @pytest.fixture(scope="module")
-def group(served):
-    yield Group(served)
+def group(served, tmp_path_factory):
+    yield Group(served, tmp_path_factory.mktemp("incidents"))
     served.delete(MODEL)
 
 
-def break_during_streams(group, harm, within_s, codes):
-    """Call `harm` during eight streams; return the group's new identity once it serves again.
-
-    Each stream must end in an error event of one of `codes` within `within_s`, and none may be cut. A request that
-    comes meanwhile is refused with a time to come back.
-    """
+def break_during_streams(group, harm, within_s):
+    """Call `harm` during eight streams; return their ends, and the group's new identity, which it has `within_s`."""
     streams, former = group.open_streams(), group.identity()
     harm()
     harmed_s = time.monotonic()
-    ends = [stream.wait(within_s + 30) for stream in streams]
+    wait_until(lambda: group.is_back(former), within_s, "the group serves again")
+    logger.info("serving again after %.1f s", time.monotonic() - harmed_s)
+    ends = [stream.wait(120) for stream in streams]
     assert [end.transport_error for end in ends] == [None] * len(ends), "a stream was cut"
-    assert {end.error_code for end in ends} <= codes
     assert all(end.is_done for end in ends)
-    slowest_s = max(end.at_s for end in ends) - harmed_s
-    assert slowest_s <= within_s
-    refusal = httpx.post(f"{group.served.url}/v1/chat/completions", json=story_body(MODEL, max_tokens=1), timeout=30)
-    assert refusal.status_code == httpx.codes.SERVICE_UNAVAILABLE
-    assert int(refusal.headers["retry-after"]) > 0
-    wait_until(lambda: group.is_back(former), SERVING_WITHIN_S, "the group serves again")
-    logger.info("errors within %.3f s, serving again after %.1f s", slowest_s, time.monotonic() - harmed_s)
-    return group.identity()
+    return ends, group.identity()
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_killed_rank_ends_every_stream_in_an_error_event_and_the_group_comes_back(group, index):
+def test_a_killed_rank_is_replaced_in_place_while_the_other_and_every_stream_wait(group, index):
     ranks, (group_id, generation) = group.ranks(), group.identity()
     assert len(ranks) == 2
-    now = break_during_streams(group, lambda: os.kill(ranks[index], signal.SIGKILL), ERROR_WITHIN_S, {"rank_died"})
+    ends, now = break_during_streams(group, lambda: os.kill(ranks[index], signal.SIGKILL), SERVING_WITHIN_S)
+    assert [end.error_code for end in ends] == [None] * NUM_STREAMS
     assert now == (group_id, generation + 1), "not restarted in place"
-    assert not set(group.ranks()) & set(ranks), "a rank of the old generation is left"
+    assert set(group.ranks()) & set(ranks) == {ranks[1 - index]}, "the survivor was not kept"
 
 
-def test_a_frozen_rank_is_found_by_the_step_deadline(group):
-    ranks = group.ranks()
-    codes = {"step_timeout", "rank_died"}
-    break_during_streams(group, lambda: os.kill(ranks[0], signal.SIGSTOP), STEP_TIMEOUT_S + 2, codes)
-    assert not set(group.ranks()) & set(ranks), "the frozen rank is left"
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_frozen_rank_is_found_by_its_missing_pulse_and_replaced(group, index):
+    ranks, (group_id, generation) = group.ranks(), group.identity()
+    ends, now = break_during_streams(group, lambda: os.kill(ranks[index], signal.SIGSTOP), SERVING_WITHIN_S)
+    assert [end.error_code for end in ends] == [None] * NUM_STREAMS
+    assert now == (group_id, generation + 1), "not restarted in place"
+    assert set(group.ranks()) & set(ranks) == {ranks[1 - index]}, "the survivor was not kept"
+    newest = max(group.incidents.iterdir(), key=lambda folder: folder.name)
+    facts = json.loads((newest / "incident.json").read_text())
+    (frozen,) = [rank for rank in facts["ranks"] if rank["lost"]]
+    assert frozen["pid"] in ranks
+    assert facts["what"].startswith(f"rank {frozen['rank']} is frozen")
+    assert {file.name for file in newest.glob("*.txt")} >= {"leader.txt"}
 
 
-def test_a_killed_leader_ends_every_stream_in_an_error_event_and_serve_replaces_the_group(group):
+def test_a_rank_that_dies_while_nobody_asks_for_anything_is_replaced_at_once(group):
+    ranks, former = group.ranks(), group.identity()
+    os.kill(ranks[1], signal.SIGKILL)
+    wait_until(lambda: group.state() != "ready" or group.identity() != former, 2, "the death is seen")
+    wait_until(lambda: group.is_back(former), SERVING_WITHIN_S, "the group serves again")
+
+
+def test_a_killed_leader_cuts_no_stream_and_serve_replaces_the_group(group):
     ranks, leader = group.ranks(), group.leader()
-    break_during_streams(group, lambda: os.kill(leader, signal.SIGKILL), ERROR_WITHIN_S, {"replica_failed"})
+    ends, _ = break_during_streams(group, lambda: os.kill(leader, signal.SIGKILL), REPLACED_WITHIN_S)
+    # The next group may come too late for those that wait; then they are told so.
+    assert {end.error_code for end in ends} <= {None, "replica_failed", "not_ready", "overloaded"}
     assert group.leader() != leader
     wait_until(lambda: not set(group.ranks()) & set(ranks), 10, "orphaned ranks are gone")
 
@@ -132,7 +150,7 @@ def test_a_group_that_may_not_restart_in_place_is_replaced_by_serve_at_once(serv
             states.pop(former["group_id"], None)
             return "ready" in states.values() and served.is_ready(name)
 
-        wait_until(is_replaced, SERVING_WITHIN_S, "another replica serves")
+        wait_until(is_replaced, REPLACED_WITHIN_S, "another replica serves")
         logger.info("another replica serves after %.1f s", time.monotonic() - killed_s)
     finally:
         served.delete(name)

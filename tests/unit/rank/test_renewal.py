@@ -122,7 +122,7 @@ def test_a_survivor_that_joins_a_generation_that_is_over_is_replaced(broken_pool
         order = await_enlistment(channel)
         get_ready(spec, channel, Enlist(order.rank, 0))
 
-    pool, launcher = broken_pool({0: lives_in_the_past, 1: dies_at_first_plan}, rejoin_timeout_s=0.1)
+    pool, launcher = broken_pool({0: lives_in_the_past, 1: dies_at_first_plan}, rejoin_timeout_s=0.5)
     pool.renew(1)
     start(pool)
     assert answers(pool) == [RowToken(0, 7)]
@@ -135,7 +135,7 @@ def test_a_survivor_that_does_not_come_back_in_time_is_replaced(broken_pool):
         while channel.receive():
             pass
 
-    pool, launcher = broken_pool({0: is_patient, 1: is_stuck}, breaks_with=StepTimeout, rejoin_timeout_s=0.1)
+    pool, launcher = broken_pool({0: is_patient, 1: is_stuck}, breaks_with=StepTimeout, rejoin_timeout_s=0.5)
     pool.renew(1)
     start(pool)
     assert answers(pool) == [RowToken(0, 7)]

@@ -5,6 +5,7 @@ import torch
 
 from parallel.plan import BlocksAppended, Chunk, RowStart, StepPlan
 from parallel.sampling.params import SamplingParams
+from parallel.sampling.rows import SamplingRows
 from tests.support.tiny_model import BLOCK_SIZE, greedy_tokens, tiny_model, tiny_worker, whole_logits
 
 PROMPTS = [[5, 9, 33, 2, 60, 1, 7, 7, 12, 40, 3], [8], list(range(1, 40))]
@@ -121,3 +122,22 @@ def test_warm_up_leaves_no_trace(model):
     worker.warm_up(20)
     tokens = worker.run(StepPlan(0, [Chunk(0, 11)], started=[start(0, PROMPTS[0])])).tokens
     assert [token.token_id for token in tokens] == greedy_tokens(model, PROMPTS[0], 1)
+
+
+def test_a_request_whose_sampling_breaks_is_told_and_its_neighbours_go_on(model, monkeypatch):
+    def breaks_for_one(self, row, params, *rest):
+        if params.seed == 666:
+            raise OverflowError("Python int too large to convert to C long")
+        start_sampling(self, row, params, *rest)
+
+    start_sampling = SamplingRows.start
+    monkeypatch.setattr(SamplingRows, "start", breaks_for_one)
+    worker = tiny_worker(model)
+    poison = SamplingParams(max_tokens=10, seed=666)
+    started = [start(0, PROMPTS[0]), start(1, PROMPTS[1], poison)]
+    well, ill = worker.run(StepPlan(0, [Chunk(0, 11), Chunk(1, 1)], started=started)).tokens
+    assert (well.token_id, well.error) == (greedy_tokens(model, PROMPTS[0], 1)[0], None)
+    assert ill.error is not None and ill.error.code == "internal_error"
+    # Its row is given to somebody else, who is well again.
+    plan = StepPlan(1, [Chunk(0, 1), Chunk(1, 1)], freed=[1], started=[start(1, PROMPTS[1])])
+    assert [token.error for token in worker.run(plan).tokens] == [None, None]
