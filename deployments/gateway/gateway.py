@@ -122,6 +122,7 @@ class Gateway:
         """Stop probing and loading, and close every channel; open streams end in ReplicaFailed. Idempotent."""
         await self._readiness.close()
         await self._catalog.close()
+        self._streams.close()
         await self._directory.close()
 
     def _front(self, app: ASGIApp) -> ASGIApp:

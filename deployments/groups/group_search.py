@@ -54,12 +54,18 @@ class GroupSearch:
         # Two queues, so that new requests cannot take the places of streams that have begun.
         self._new = HoldingQueue(limits.max_held_requests, limits.resume_wait_s)
         self._broken = HoldingQueue(_MAX_BROKEN_HELD, limits.resume_wait_s)
+        self._is_closed = False
         directory.subscribe_openings(self._wake)
 
     @property
     def num_held(self) -> int:
         """Requests and streams that wait now."""
         return len(self._new) + len(self._broken)
+
+    def close(self) -> None:
+        """Wait for nothing any longer: the gateway ends. Idempotent."""
+        self._is_closed = True
+        self._wake()
 
     async def place_new(self, model: str, request: GenerationRequest, expires_s: float) -> RoutedStream:
         """Return the stream of the first group that accepts a request nobody worked on yet.
@@ -94,7 +100,7 @@ class GroupSearch:
                 return await self._directory.submit(model, current, last_resort)
             except (Overloaded, ReplicaFailed, ModelNotFound) as refusal:
                 patience_s = patient_until_s - self._clock.now_s()
-                if patience_s <= 0 or (is_new and not self._is_worth_waiting(model, refusal)):
+                if self._is_closed or patience_s <= 0 or (is_new and not self._is_worth_waiting(model, refusal)):
                     raise
             if pause_s == 0:
                 self._counts[model].num_held += 1
@@ -119,7 +125,7 @@ class GroupSearch:
         queue = self._new if is_new else self._broken
         try:
             await queue.hold(
-                lambda: self._directory.open_groups(model) != refusing,
+                lambda: self._is_closed or self._directory.open_groups(model) != refusing,
                 min(patience_s, pause_s) if refusing else patience_s,
             )
         except NotReady:

@@ -61,6 +61,10 @@ class UnbrokenStreams:
         """Requests and streams that wait for a group now."""
         return self.search.num_held
 
+    def close(self) -> None:
+        """Have streams that break from now on, or wait for a group already, end at once. Idempotent."""
+        self.search.close()
+
     async def open(self, model: str, request: GenerationRequest) -> "UnbrokenStream":
         """Return the stream once a group accepted the request.
 

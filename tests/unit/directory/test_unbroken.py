@@ -312,3 +312,22 @@ def test_a_request_given_up_in_the_company_of_another_suspect_may_be_sent_again(
         await fleet.close()
 
     run(main())
+
+
+def test_closing_ends_streams_that_wait_and_streams_that_break(run):
+    async def main():
+        fleet = await Fleet("g1").start()
+        broken = await reading(fleet)
+        await fleet.break_group("g1")
+        await fleet.announce("g1", "restarting")
+        new = await reading(fleet, generation_request("r2"))
+        assert fleet.streams.num_held == 2
+        fleet.streams.close()
+        await fleet.settle()
+        with pytest.raises(RankDied):
+            await broken.task
+        with pytest.raises(NotReady):
+            await new.task
+        await fleet.close()
+
+    run(main())
