@@ -41,7 +41,7 @@ async def read_body(headers: Headers, receive: Receive, limits: HttpLimits) -> b
 
 
 def check_json(body: bytes) -> None:
-    """Raise MalformedJson or DuplicateKey unless `body` is an object in UTF-8, sanely shaped; `decode` reads the rest."""
+    """Raise MalformedJson or DuplicateKey unless `body` is a sanely shaped object in UTF-8; `decode` reads the rest."""
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -51,15 +51,17 @@ class GenerationEndpoint:
             record.started(job.model, job.choices, job.fields.num_completions)
             reservation = caller.quota.reserve(job.max_total_tokens)
             try:
-                answer = self._stream(job, send) if job.fields.stream else self._whole(job, scope, receive, send)
-                await run_while_connected(answer, receive)
+                if job.fields.stream:
+                    events = SseResponse(send, job.writer.opening())
+                    is_read = events.watch_reader(services.limits.slow_client_s)
+                    await run_while_connected(self._stream(job, events), receive, is_read)
+                else:
+                    await run_while_connected(self._whole(job, scope, receive, send), receive)
             finally:
                 reservation.settle(job.num_computed_tokens)
             services.readiness.saw_tokens(job.model)
 
-    async def _stream(self, job: Job, send: Send) -> None:
-        events = SseResponse(send, job.writer.opening())
-
+    async def _stream(self, job: Job, events: SseResponse) -> None:
         def emit(delta: Delta) -> Awaitable[None]:
             return events.write(job.writer.event(delta))
 

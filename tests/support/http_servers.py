@@ -15,9 +15,19 @@ from tests.support.gateways import announce_all, make_gateway
 
 
 @contextmanager
-def http_gateway(targets: Sequence[SubmitTarget], config: GatewayConfig | None = None, **options: Any) -> Iterator[str]:
-    """Yield the base URL of a gateway that knows all `targets`; it is gone afterwards."""
+def http_gateway(
+    targets: Sequence[SubmitTarget],
+    config: GatewayConfig | None = None,
+    send_buffer_bytes: int | None = None,
+    **options: Any,
+) -> Iterator[str]:
+    """Yield the base URL of a gateway that knows all `targets`; it is gone afterwards.
+
+    `send_buffer_bytes`: what the kernel holds of an answer that is not read. Default: up to megabytes.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
+    if send_buffer_bytes is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     server: uvicorn.Server | None = None
     ready = threading.Event()
 
