@@ -106,7 +106,7 @@ def test_a_rolling_update_cuts_no_stream_that_is_longer_than_the_drain_time(flee
     with ThreadPoolExecutor(len(STORIES)) as threads:
         readers = [threads.submit(read_again_and_again, story) for story in STORIES]
         try:
-            fleet.served.deploy(MODEL, fleet.args, num_replicas=1)
+            fleet.served.deploy(MODEL, fleet.args, num_replicas=2)
             wait_until(lambda: not fleet.leaders() & old_leaders, 60, "the old groups are gone")
         finally:
             is_over.set()
