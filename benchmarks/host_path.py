@@ -76,7 +76,7 @@ class PlayedRank:
         self._process = _SPAWN.Process(target=play_rank, args=(specs[0], self._step_s), daemon=True)
         self._process.start()
 
-    def end(self, seat: int) -> None:
+    def end(self, seat: int, pid: int | None = None) -> None:
         """Kill and wait."""
         self.stop()
 

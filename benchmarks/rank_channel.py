@@ -64,7 +64,7 @@ class EchoLauncher:
         for process in self._processes:
             process.start()
 
-    def end(self, seat: int) -> None:
+    def end(self, seat: int, pid: int | None = None) -> None:
         """Kill one and wait."""
         self._processes[seat].kill()
         self._processes[seat].join()

@@ -1,5 +1,6 @@
 """Ranks as Ray actors inside one placement group that outlives them. A seat is one of its bundles."""
 
+import contextlib
 import logging
 import os
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
+import psutil
 import ray
 from ray.actor import ActorClass, ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _WAIT_SLICE_S = 0.5
 _STOP_TIMEOUT_S = 10.0
-_DEATH_REPORT_S = 0.2
+_DEATH_REPORT_S = 0.02
 _CLOSED = "the replica group was closed while it waited for room"
 
 
@@ -47,6 +49,8 @@ class Room(NamedTuple):
     leader_host: str
     """Address of the leader that every rank's node can reach; loopback when all are on the leader's node."""
     max_ranks_per_node: int
+    is_one_node: bool
+    """Whether leader and ranks are on the same one."""
 
 
 class Seated(NamedTuple):
@@ -74,8 +78,12 @@ class RayLauncher:
                 self._seated[spec.seat] = Seated(cast(ActorHandle, actor), actor.run.remote(spec))
                 self._left.discard(spec.seat)
 
-    def end(self, seat: int) -> None:
+    def end(self, seat: int, pid: int | None = None) -> None:
         """Kill the seat's actor and wait until Ray has seen it end; the bundle is free by then."""
+        # Ray asks a process to leave before it kills it; one that is frozen would be there for a while, and its peers
+        # would wait for it.
+        if pid is not None and self._room.is_one_node:
+            _kill_rank(pid)
         self._end([seat])
 
     def stop(self) -> None:
@@ -185,7 +193,7 @@ class RayRanks:
         logger.info("ranks placed", extra={"num_nodes": len(set(nodes.values())), "leader_host": host})
         seats = bundle_of_rank(nodes, leader_node)
         nodes_of_ranks = [nodes[bundle] for bundle in seats[: self._parallel.tensor_parallel_size]]
-        return Room(group, seats, self._resources, host, max(Counter(nodes_of_ranks).values()))
+        return Room(group, seats, self._resources, host, max(Counter(nodes_of_ranks).values()), is_one_node)
 
     def _check_spares(self, group: PlacementGroup, is_one_node: bool) -> None:
         if self._restart.warm_spares and (self._device != "cpu" or not is_one_node):
@@ -216,6 +224,14 @@ class RayRanks:
             f"no room for the ranks after {self._config.timeout_s:g} s: asked for {room} ({how}); "
             "add nodes, lower tensor_parallel_size, or relax `placement`"
         )
+
+
+def _kill_rank(pid: int) -> None:
+    """Kill a process of this machine if it is a rank: its number may mean another one by now."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if " ".join(process.cmdline()).startswith(f"ray::{RankActor.__name__}"):
+            process.kill()
 
 
 def incident_folder(config: RestartConfig) -> Path:

@@ -69,7 +69,7 @@ class Crew:
         guest = self._guests.pop(rank, None)
         if guest is not None:
             self.watch.remove(guest.seat)
-            self._launcher.end(guest.seat)
+            self._launcher.end(guest.seat, guest.pid)
 
     def start_spare(self, prepare: Prepare) -> None:
         """Have a spare process started, and prepared as `prepare` does, if there is to be one and is none."""

@@ -16,8 +16,11 @@ class RankLauncher(Protocol):
         """Start one process per spec without waiting for any of them. Raises StartupError if they cannot be started."""
         ...
 
-    def end(self, seat: int) -> None:
-        """Kill the seat's process if it is left, frozen or not, and wait until it is gone. Idempotent."""
+    def end(self, seat: int, pid: int | None = None) -> None:
+        """Kill the seat's process if it is left, frozen or not, and wait until it is gone. Idempotent.
+
+        `pid` is what the process said of itself, None if it has not arrived.
+        """
         ...
 
     def stop(self) -> None:

@@ -37,7 +37,7 @@ class LocalLauncher:
         for spec in specs:
             self._ranks[spec.seat] = _RankProcess(spec)
 
-    def end(self, seat: int) -> None:
+    def end(self, seat: int, pid: int | None = None) -> None:
         """Kill the seat's process and wait until it is gone. Idempotent, any thread."""
         if (rank := self._ranks.get(seat)) is not None:
             rank.process.kill()

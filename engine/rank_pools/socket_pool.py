@@ -45,7 +45,7 @@ Answer = TypeVar("Answer", bound=FromRank)
 
 _CAUSE_WAIT_S = 0.05
 """How long to wait for the end of the dead rank's connection after a survivor's complaint; it takes about 1 ms."""
-_EXIT_WAIT_S = 0.1
+_EXIT_WAIT_S = 0.04
 """How long to wait for the launcher to know how a process ended whose connection has."""
 _STACKS_WAIT_S = 0.3
 """How long to wait for ranks to say where their threads are."""

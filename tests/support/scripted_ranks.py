@@ -127,7 +127,7 @@ class ScriptedLauncher:
             self._threads[spec.seat] = thread
             thread.start()
 
-    def end(self, seat: int) -> None:
+    def end(self, seat: int, pid: int | None = None) -> None:
         """Break the seat's connections and wait for its thread."""
         self.ended.append(seat)
         self._end(seat)
