@@ -59,16 +59,15 @@ COPIES: Mapping[str, tuple[str, Knowledge]] = {
 }
 """How many routers, and how they learn of each other."""
 
-ALL_TRACES = {
-    CONVERSATION: 8,
-    SYNTHETIC: 8,
-    "hot_prefixes": 8,
-    "servegen_m_large": 8,
-    "servegen_r1": 8,
-    "azure_conversation": 4,
-    "azure_code": 4,
+ALL_TRACES: Mapping[str, tuple[int, int | None]] = {
+    CONVERSATION: (8, None),
+    SYNTHETIC: (8, None),
+    "hot_prefixes": (8, 3000),
+    "servegen_r1": (8, 3000),
+    "azure_conversation": (4, 3000),
+    "azure_code": (4, 3000),
 }
-"""Replicas for each."""
+"""Replicas for each, and how many requests of it are replayed."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Plan:
 
     def scenario(self, trace: str) -> Scenario:
         """Return the trace with the fleet it is replayed on."""
-        return Scenario(self.folder, trace, ALL_TRACES[trace])
+        return Scenario(self.folder, trace, *ALL_TRACES[trace])
 
 
 @dataclass

@@ -53,6 +53,6 @@ ROUTERS: Mapping[str, MakeRouter] = {
     **{name: partial(_router, make_policy) for name, make_policy in POLICIES.items()},
     "llm_d_events_only": partial(_events_only, POLICIES["llm_d"]),
     "predicted_work_events_only": partial(_events_only, POLICIES["predicted_work"]),
-    "predicted_work_jitter": partial(_router, partial(CostPolicy, jitter=0.3)),
+    "predicted_work_jitter": partial(_router, partial(CostPolicy, jitter=0.5)),
 }
 """Routers to simulate; those with a suffix are ours or another's with one thing changed."""

@@ -33,17 +33,19 @@ class Scenario:
     folder: Path
     trace: str
     num_replicas: int = 8
+    max_arrivals: int | None = None
+    """Of a long trace, its beginning."""
 
     def read(self) -> Trace:
         """Return the trace, which a process reads once."""
-        return _read(self.folder, self.trace)
+        trace = _read(self.folder, self.trace)
+        return trace if self.max_arrivals is None else trace.first(self.max_arrivals)
 
 
 GUESSES: Mapping[str, float] = {
     "mooncake_conversation": 0.5,
     "mooncake_synthetic": 0.4,
     "hot_prefixes": 3.2,
-    "servegen_m_large": 2.0,
     "servegen_r1": 0.6,
     "azure_conversation": 4.6,
     "azure_code": 0.6,

@@ -58,9 +58,10 @@ class Trace:
         return Trace(self.name, self.span_s * scale, scaled)
 
     def first(self, num_arrivals: int) -> "Trace":
-        """Return the beginning of the trace at an unchanged rate."""
-        kept = self.arrivals[:num_arrivals]
-        return Trace(self.name, self.span_s * len(kept) / len(self.arrivals), kept)
+        """Return the beginning of the trace, up to the arrival that is left out first."""
+        if num_arrivals >= len(self.arrivals):
+            return self
+        return Trace(self.name, self.arrivals[num_arrivals].at_s, self.arrivals[:num_arrivals])
 
     def superposed(self, num_copies: int, seed: int) -> "Trace":
         """Return the trace laid over itself, each copy shifted in time (round the end) and sharing with no other."""
