@@ -19,7 +19,6 @@ import random
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -102,16 +101,21 @@ def figures(
 ) -> dict[str, Any]:
     """Return what the results file says."""
     waits = [waits_after(kill.at_s, found) for kill in kills]
-    resumed = [wait for kill, longest in zip(kills, waits, strict=True) for wait in longest[: kill.num_resumed]]
+    resumed = [longest[: kill.num_resumed] for kill, longest in zip(kills, waits, strict=True)]
+    by_kind: dict[str, dict[str, Any]] = {}
+    for kind in sorted({kill.kind for kill in kills}):
+        mine = [number for number, kill in enumerate(kills) if kill.kind == kind]
+        by_kind[kind] = {
+            "kills": len(mine),
+            "kill_to_resumed_s": summary([wait for number in mine for wait in resumed[number]]),
+            "kill_to_whole_again_s": summary([kills[number].whole_again_s for number in mine]),
+        }
     return {
-        "kills": dict(Counter(kill.kind for kill in kills)),
         "verdict": judged(found, undisturbed, asked)._asdict(),
         "num_resumed": sum(kill.num_resumed for kill in kills),
-        "kill_to_resumed_s": summary(resumed),
+        "kill_to_resumed_s": summary([wait for some in resumed for wait in some]),
         "kill_to_longest_wait_of_any_stream_s": summary([longest[0] for longest in waits if longest]),
-        "kill_to_whole_again_s": {
-            kind: summary([kill.whole_again_s for kill in kills if kill.kind == kind]) for kind in ("rank", "leader")
-        },
+        "by_kind": by_kind,
     }
 
 

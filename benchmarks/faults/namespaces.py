@@ -65,9 +65,10 @@ class HostNetwork:
 
     def command(self, host: int, command: Iterable[str]) -> list[str]:
         """Return the command line that runs `command` on a host; the process keeps its id through it."""
-        # A host name of its own: that is how ranks tell machines apart.
-        name_it = f'hostname {self._namespace(host)} && exec "$@"'
-        return ["ip", "netns", "exec", self._namespace(host), "unshare", "--uts", "sh", "-c", name_it, "sh", *command]
+        # A host name of its own: that is how ranks tell machines apart. And no name servers: this machine's cannot be
+        # reached from there, and whoever asks for a name would wait for them.
+        set_up = f'hostname {self._namespace(host)} && mount --bind /dev/null /etc/resolv.conf && exec "$@"'
+        return ["ip", "netns", "exec", self._namespace(host), "unshare", "--uts", "sh", "-c", set_up, "sh", *command]
 
     def cut(self, host: int) -> None:
         """Take the host's link down: silence in both directions, no reset."""

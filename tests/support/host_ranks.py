@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class HostLauncher:
-    """A RankLauncher: rank n runs on host n."""
+    """A RankLauncher: seat n is on host n."""
 
     def __init__(self, network: HostNetwork) -> None:
         self._network = network
@@ -24,21 +24,24 @@ class HostLauncher:
 
     def launch(self, specs: Sequence[RankSpec]) -> None:
         for spec in specs:
-            command = self._network.command(spec.rank, [sys.executable, "-m", "parallel.rank"])
+            command = self._network.command(spec.seat, [sys.executable, "-m", "parallel.rank"])
             process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True)
-            self._ranks[spec.rank] = process
+            self._ranks[spec.seat] = process
             assert process.stdin is not None
             with process.stdin as stdin:
                 stdin.write(msgspec.json.encode(spec))
 
-    def stop(self) -> None:
-        for process in self._ranks.values():
+    def end(self, seat: int) -> None:
+        if (process := self._ranks.get(seat)) is not None:
             process.kill()
-        for process in self._ranks.values():
             process.wait()
 
-    def describe_exit(self, rank: int) -> str | None:
-        code = self._ranks[rank].poll() if rank in self._ranks else None
+    def stop(self) -> None:
+        for seat in list(self._ranks):
+            self.end(seat)
+
+    def describe_exit(self, seat: int) -> str | None:
+        code = self._ranks[seat].poll() if seat in self._ranks else None
         return None if code is None else f"exit code {code}"
 
 

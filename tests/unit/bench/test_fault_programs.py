@@ -25,7 +25,8 @@ def test_streams_that_waited_longest_are_the_ones_that_were_carried_elsewhere():
     report = kills.figures([Kill("rank", 2.0, num_resumed=2, whole_again_s=3.0)], found, [answer(1.0)], questions(1))
     assert report["kill_to_resumed_s"]["count"] == 2
     assert report["kill_to_resumed_s"]["max"] == 3.0 and report["kill_to_resumed_s"]["p50"] == 2.5
-    assert report["kills"] == {"rank": 1} and report["verdict"]["num_unequal"] == 3
+    assert report["by_kind"]["rank"]["kill_to_resumed_s"]["max"] == 3.0
+    assert report["by_kind"]["rank"]["kills"] == 1 and report["verdict"]["num_unequal"] == 3
 
 
 def test_one_group_cannot_be_killed_or_scaled_down(capsys):
