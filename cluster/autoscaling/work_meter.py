@@ -49,7 +49,8 @@ class WorkMeter:
         return GroupWork(
             prefill_load=prefill_rate * costs.prefill_token_s,
             decode_load=output_rate * token_s,
-            backlog_s=load.wait_s,
+            # The wait counts outputs too, once rows are short; before the engine can predict it, there are the prefills.
+            backlog_s=max(load.wait_s, load.num_uncached_tokens * costs.prefill_token_s),
             resident=_resident(load),
         )
 

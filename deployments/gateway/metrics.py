@@ -83,6 +83,11 @@ GROUP_GAUGES: Sequence[tuple[str, str, Callable[[EngineLoad], float]]] = (
         lambda load: 1 - (load.num_free_blocks + load.num_cached_blocks) / max(load.num_blocks, 1),
     ),
     ("eagleray_outstanding_tokens", "Tokens still to prefill or decode.", lambda load: load.num_outstanding_tokens),
+    (
+        "eagleray_predicted_wait_seconds",
+        "How long a new request would wait for others before it is computed.",
+        lambda load: load.wait_s,
+    ),
 )
 GROUP_COUNTERS: Sequence[tuple[str, str, Callable[[EngineLoad], float]]] = (
     ("vllm:prompt_tokens", "Prompt tokens taken.", lambda load: load.num_prompt_tokens),
