@@ -49,7 +49,7 @@ class WorkMeter:
         return GroupWork(
             prefill_load=prefill_rate * costs.prefill_token_s,
             decode_load=output_rate * token_s,
-            # The wait counts outputs too, once rows are short; before the engine can predict it, there are the prefills.
+            # The wait counts outputs too once rows are short; prefills count even before it can be predicted.
             backlog_s=max(load.wait_s, load.num_uncached_tokens * costs.prefill_token_s),
             resident=_resident(load),
         )
