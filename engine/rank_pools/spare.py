@@ -51,9 +51,10 @@ class Spare:
     def take(self, deadline_s: float) -> Guest | None:
         """Return the process, None if it failed; blocks while it is being started, for it is ahead of any other."""
         self._thread.join(max(0.0, deadline_s - time.monotonic()))
-        if self._guest is None:
-            self._is_closed.set()
-            self._launcher.end(self.seat)
+        # It has nothing to say: what there is to read is its end.
+        if self._guest is None or self._guest.channel.has_message():
+            self.close()
+            return None
         return self._guest
 
     def abandon(self) -> None:
@@ -61,10 +62,11 @@ class Spare:
         self._is_closed.set()
 
     def close(self) -> None:
-        """Give it up; its process was killed. Idempotent."""
+        """Give it up and kill its process. Idempotent."""
         self._is_closed.set()
+        # Killed first, because its thread may be waiting for an answer; and again, if it was started in between.
+        self._launcher.end(self.seat)
         self._thread.join()
-        # It may have been started after the others were killed.
         self._launcher.end(self.seat)
         if self._guest is not None:
             self._guest.channel.close()

@@ -115,7 +115,6 @@ class RankWatch:
                 # Beats may have been missed because nobody here was running.
                 self._forgive(now_s)
             for seat, what in (lost | self._frozen(now_s)).items():
-                self.remove(seat)
                 self._on_lost(seat, what)
 
     def _wait(self) -> set[int]:
@@ -128,7 +127,7 @@ class RankWatch:
         return {seat_of[fileno] for fileno, _ in poll.poll(1e3 * _TICK_S)}
 
     def _hear(self, seats: Iterable[int], now_s: float) -> dict[int, str]:
-        """Take in what the processes have sent; return those whose connections are at their end."""
+        """Take in what the processes have sent; forget and return those whose connections are at their end."""
         lost: dict[int, str] = {}
         with self._news:
             for seat in seats:
@@ -139,6 +138,7 @@ class RankWatch:
                     patient.hear(now_s)
                 except ConnectionLost:
                     lost[seat] = GONE
+                    self.remove(seat)
             self._news.notify_all()
         return lost
 
@@ -149,10 +149,12 @@ class RankWatch:
                 patient.last_beat_s = now_s
 
     def _frozen(self, now_s: float) -> dict[int, str]:
+        """Forget and return the processes that have been silent for too long."""
+        frozen: dict[int, str] = {}
         with self._news:
-            silent = {seat: now_s - p.last_beat_s for seat, p in self._patients.items()}
-            return {
-                seat: f"frozen: no sign of life for {silence_s:.1f} s"
-                for seat, silence_s in silent.items()
-                if silence_s > self._patients[seat].max_silence_s
-            }
+            for seat, patient in list(self._patients.items()):
+                silence_s = now_s - patient.last_beat_s
+                if silence_s > patient.max_silence_s:
+                    frozen[seat] = f"frozen: no sign of life for {silence_s:.1f} s"
+                    self.remove(seat)
+        return frozen

@@ -11,7 +11,7 @@ from engine.rank_pools.options import PoolOptions
 from engine.rank_pools.socket_pool import SocketRankPool
 from parallel.plan import RowToken, SampledTokens, StepPlan, StepResult
 from parallel.rank.channel import LeaderSocket
-from parallel.rank.messages import Enlist, Loaded, RankError, RankSpec, Result
+from parallel.rank.messages import Arrived, Enlist, Loaded, RankError, RankSpec, Result
 from tests.support.scripted_ranks import (
     Script,
     ScriptedLauncher,
@@ -269,3 +269,15 @@ def test_a_pool_that_is_closed_while_survivors_are_awaited_says_so(broken_pool):
     with pytest.raises((RankDied, ConnectionLost)):
         pool.join(lambda progress: None)
     assert time.monotonic() - began_s < 5
+
+
+def test_a_spare_that_has_died_meanwhile_is_no_spare(broken_pool):
+    def arrives_and_leaves(spec: RankSpec, channel: LeaderSocket) -> None:
+        channel.send(Arrived(spec.seat, 1))
+
+    pool, launcher = broken_pool({0: survives, 1: dies_at_first_plan, 2: arrives_and_leaves}, num_spares=1)
+    launcher._threads[2].join(5)
+    pool.renew(1)
+    start(pool)
+    assert answers(pool) == [RowToken(0, 7)]
+    assert [spec.seat for spec in launcher.specs][:4] == [0, 1, 2, 1]
