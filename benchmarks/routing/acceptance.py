@@ -4,20 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from benchmarks.routing.faults import Killed, Slowed
+from benchmarks.routing.policies import OURS
 from benchmarks.routing.scaling import ScalingRun
 from benchmarks.routing.slo import Figures
 
-OURS = "predicted_work"
-
 MIN_CAPACITY_RATIOS: Mapping[str, Mapping[str, float]] = {
-    "mooncake_conversation": {"power_of_two": 2.2, "sglang": 2.2, "ray_prefix": 2.2, "dynamo": 1.15, "llm_d": 1.0},
-    "mooncake_synthetic": {"power_of_two": 3.3, "sglang": 2.2, "ray_prefix": 2.2, "dynamo": 1.25, "llm_d": 1.1},
+    "mooncake_conversation": {"power-of-two": 2.2, "sglang": 2.2, "ray-prefix": 2.2, "dynamo": 1.15, "llm-d": 1.0},
+    "mooncake_synthetic": {"power-of-two": 3.3, "sglang": 2.2, "ray-prefix": 2.2, "dynamo": 1.25, "llm-d": 1.1},
 }
 """Our capacity over the others', at least."""
 
 MAX_TTFT_RATIOS: Mapping[str, Mapping[str, float]] = {
-    "mooncake_conversation": {"power_of_two": 0.40, "dynamo": 0.85, "llm_d": 0.95},
-    "mooncake_synthetic": {"dynamo": 0.65, "llm_d_events_only": 0.80},
+    "mooncake_conversation": {"power-of-two": 0.40, "dynamo": 0.85, "llm-d": 0.95},
+    "mooncake_synthetic": {"dynamo": 0.65, "llm-d, events only": 0.80},
 }
 """Our mean TTFT over the others' at 85 % of our capacity, at most."""
 

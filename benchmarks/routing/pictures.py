@@ -10,8 +10,8 @@ mpl.use("Agg")  # No display needed.
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from benchmarks.routing.acceptance import OURS
 from benchmarks.routing.plan import Results
+from benchmarks.routing.policies import OURS
 
 
 def plot_results(results: Results, path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from benchmarks.routing.acceptance import (
     MAX_TTFT_RATIOS,
     MIN_CAPACITY_RATIOS,
-    OURS,
     Line,
     capacity_lines,
     copies_lines,
@@ -18,7 +17,7 @@ from benchmarks.routing.acceptance import (
     worst_capacity_line,
 )
 from benchmarks.routing.faults import Killed, Slowed
-from benchmarks.routing.policies import POLICIES, ROUTERS
+from benchmarks.routing.policies import OURS, ROUTERS
 from benchmarks.routing.scaling import ScalingRun
 from benchmarks.routing.slo import Figures
 from benchmarks.routing.study import (
@@ -33,6 +32,7 @@ from benchmarks.routing.study import (
     measure_slow_replica,
     run_all,
 )
+from cluster.routing.policies import POLICIES
 
 CONVERSATION, SYNTHETIC = "mooncake_conversation", "mooncake_synthetic"
 
@@ -52,7 +52,7 @@ COPIES: Mapping[str, tuple[str, Knowledge]] = {
     "1, reports 1 s": (OURS, Knowledge(report_period_s=1.0)),
     "16, reports 100 ms": (OURS, Knowledge(16, 0.1)),
     "16, reports 1 s": (OURS, Knowledge(16, 1.0)),
-    "16, reports 1 s, jitter": (f"{OURS}_jitter", Knowledge(16, 1.0)),
+    "16, reports 1 s, jitter": ("cost, jitter", Knowledge(16, 1.0)),
     "16, reports 1 s, gossip 20 ms": (OURS, Knowledge(16, 1.0, 0.02)),
     "16, reports 1 s, gossip 200 ms": (OURS, Knowledge(16, 1.0, 0.2)),
     "16, reports 100 ms, gossip 20 ms": (OURS, Knowledge(16, 0.1, 0.02)),

@@ -1,7 +1,7 @@
 import pytest
 
-from benchmarks.routing.acceptance import MIN_CAPACITY_RATIOS, OURS, Line, as_table, capacity_lines, worst_capacity_line
-from benchmarks.routing.policies import ROUTERS
+from benchmarks.routing.acceptance import MIN_CAPACITY_RATIOS, Line, as_table, capacity_lines, worst_capacity_line
+from benchmarks.routing.policies import OURS, ROUTERS
 from benchmarks.routing.scalers import Fixed, FleetState, OngoingRequests, Saturation, TokenWork
 from benchmarks.routing.scaling import ScalingSpec, simulate_scaling
 from benchmarks.routing.service import ServiceSpec
@@ -9,7 +9,7 @@ from benchmarks.routing.study import run_all
 from benchmarks.routing.traces import Arrival, Trace
 from cluster.autoscaling.policy import Observation, ScalingConfig
 
-SPEC = ServiceSpec(ROUTERS["least_tokens"])
+SPEC = ServiceSpec(ROUTERS["least-tokens"])
 NO_WORK = Observation(num_groups=1)
 
 
