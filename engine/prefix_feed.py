@@ -70,11 +70,11 @@ class PrefixFeed:
     def on_published(self, hasher: BlockHasher, packed_tokens: bytes | bytearray, first: int, end: int) -> None:
         """Take in that blocks `first` to `end` (exclusive) of a sequence can be found."""
         size = self._blocks_per_span
-        spans = range(first // size, end // size)
-        if not spans:
+        first_span, end_span = first // size, end // size
+        if first_span == end_span:
             return
         with self._lock:
-            for span in spans:
+            for span in range(first_span, end_span):
                 self._store(hasher, packed_tokens, span)
             self._bound_changes()
 
