@@ -20,10 +20,14 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 MODEL = "smollm2-chaos"
 NUM_STREAMS = 8
-NUM_TOKENS = 100
+NUM_TOKENS = 200
 NUM_LEAVING = 100
 SERVING_WITHIN_S = 30.0
 REPLACED_WITHIN_S = 60.0
+PATIENCE_S = 8.0
+"""Less than streams wait for a group (`streams.resume_wait_s`)."""
+TOO_LATE = {"rank_died", "replica_failed", "not_ready", "overloaded"}
+"""What those streams are told that have waited long enough."""
 STEP_TIMEOUT_S = 30
 """So long that a frozen rank is found by its missing pulse, not by the deadline of its step."""
 
@@ -82,26 +86,32 @@ def group(served, tmp_path_factory):
 
 
 def break_during_streams(group, harm, within_s):
-    """Call `harm` during eight streams; return their ends, and the group's new identity, which it has `within_s`."""
+    """Call `harm` during eight streams; return the group's new identity, which it has `within_s`.
+
+    No stream is cut, and each goes on, unless the machine is so busy that the gateway's patience is at its end first.
+    """
     streams, former = group.open_streams(), group.identity()
     harm()
     harmed_s = time.monotonic()
     wait_until(lambda: group.is_back(former), within_s, "the group serves again")
-    logger.info("serving again after %.1f s", time.monotonic() - harmed_s)
+    took_s = time.monotonic() - harmed_s
+    logger.info("serving again after %.1f s", took_s)
     ends = [stream.wait(120) for stream in streams]
     assert [end.transport_error for end in ends] == [None] * len(ends), "a stream was cut"
     assert [end.is_done for end in ends] == [end.error_code is None for end in ends], (
         "`[DONE]` means that all went well"
     )
-    return ends, group.identity()
+    codes = {end.error_code for end in ends}
+    assert codes <= {None, *TOO_LATE}
+    assert codes == {None} or took_s > PATIENCE_S, "a stream did not wait for the group"
+    return group.identity()
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_killed_rank_is_replaced_in_place_while_the_other_and_every_stream_wait(group, index):
     ranks, (group_id, generation) = group.ranks(), group.identity()
     assert len(ranks) == 2
-    ends, now = break_during_streams(group, lambda: os.kill(ranks[index], signal.SIGKILL), SERVING_WITHIN_S)
-    assert [end.error_code for end in ends] == [None] * NUM_STREAMS
+    now = break_during_streams(group, lambda: os.kill(ranks[index], signal.SIGKILL), SERVING_WITHIN_S)
     assert now == (group_id, generation + 1), "not restarted in place"
     assert set(group.ranks()) & set(ranks) == {ranks[1 - index]}, "the survivor was not kept"
 
@@ -109,8 +119,7 @@ def test_a_killed_rank_is_replaced_in_place_while_the_other_and_every_stream_wai
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_frozen_rank_is_found_by_its_missing_pulse_and_replaced(group, index):
     ranks, (group_id, generation) = group.ranks(), group.identity()
-    ends, now = break_during_streams(group, lambda: os.kill(ranks[index], signal.SIGSTOP), SERVING_WITHIN_S)
-    assert [end.error_code for end in ends] == [None] * NUM_STREAMS
+    now = break_during_streams(group, lambda: os.kill(ranks[index], signal.SIGSTOP), SERVING_WITHIN_S)
     assert now == (group_id, generation + 1), "not restarted in place"
     assert set(group.ranks()) & set(ranks) == {ranks[1 - index]}, "the survivor was not kept"
     newest = max(group.incidents.iterdir(), key=lambda folder: folder.name)
@@ -130,9 +139,7 @@ def test_a_rank_that_dies_while_nobody_asks_for_anything_is_replaced_at_once(gro
 
 def test_a_killed_leader_cuts_no_stream_and_serve_replaces_the_group(group):
     ranks, leader = group.ranks(), group.leader()
-    ends, _ = break_during_streams(group, lambda: os.kill(leader, signal.SIGKILL), REPLACED_WITHIN_S)
-    # The next group may come too late for those that wait; then they are told so.
-    assert {end.error_code for end in ends} <= {None, "replica_failed", "not_ready", "overloaded"}
+    break_during_streams(group, lambda: os.kill(leader, signal.SIGKILL), REPLACED_WITHIN_S)
     assert group.leader() != leader
     wait_until(lambda: not set(group.ranks()) & set(ranks), 10, "orphaned ranks are gone")
 
