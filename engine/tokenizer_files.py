@@ -15,6 +15,7 @@ from pathlib import Path
 
 from core.errors import CheckpointError
 from parallel.checkpoint.fields import Fields, read_json_object
+from parallel.checkpoint.remote_code import refuse_remote_code
 
 CONVERSION = 1
 """Part of every cache key; raise it when tokenizer_convert.py changes what it writes."""
@@ -139,6 +140,9 @@ def _cache_key(path: Path) -> str:
 
 def _convert_in_child(path: Path, made: Path) -> None:
     """Run tokenizer_convert.py, which makes the folder `made`; blocks."""
+    # The child's library would look for code before it looks at anything else.
+    for settings in (path / "tokenizer_config.json", path / "config.json"):
+        refuse_remote_code(_fields_of(settings))
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")))),
         "HF_HUB_OFFLINE": "1",

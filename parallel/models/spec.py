@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from core.errors import CheckpointError, UnsupportedModel
 from parallel.checkpoint.fields import Fields
+from parallel.checkpoint.remote_code import refuse_remote_code
 
 RopeScaling = Literal["none", "linear", "llama3", "factors"]
 
@@ -174,6 +175,7 @@ FAMILIES = {
 
 
 def _family(fields: Fields) -> _Family:
+    refuse_remote_code(fields)
     names = fields.texts("architectures")
     if len(names) != 1:
         raise CheckpointError(

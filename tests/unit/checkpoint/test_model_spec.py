@@ -258,3 +258,18 @@ def test_what_is_not_implemented_is_refused_as_such(changes: dict[str, Any], wor
 def test_json_that_is_not_an_object_of_finite_numbers_is_refused(text: str) -> None:
     with pytest.raises(CheckpointError, match="config.json"):
         parse_json_object(text, "config.json")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil"}},
+        {"trust_remote_code": True},
+        {"text_config": {"vision": [{"trust_remote_code": True}]}},
+        {"sub": {"auto_map": {"AutoConfig": "other/repository--configuration_evil.Evil"}}},
+    ],
+)
+def test_checkpoint_that_brings_code_is_refused_however_deep_it_says_so(extra: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedModel, match=r"config\.json: auto_map or trust_remote_code"):
+        ModelSpec.from_hf_config(LLAMA_31_8B | extra, "config.json")
+    ModelSpec.from_hf_config(LLAMA_31_8B | {"auto_map": {}, "trust_remote_code": False}, "config.json")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core.errors import CheckpointError, InvalidRequest
+from core.errors import CheckpointError, InvalidRequest, UnsupportedModel
 from engine.tokenizer import Tokenizer
 from tests.support.checkpoints import write_byte_tokenizer
 
@@ -110,3 +110,13 @@ def test_damaged_file_is_refused_by_name(folder: Path, file: str, content: str, 
 def test_folder_without_any_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no tokenizer.json"):
         Tokenizer.load(tmp_path)
+
+
+def test_code_that_comes_with_a_tokenizer_is_never_run(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "tokenization_evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    settings = {"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}, "trust_remote_code": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UnsupportedModel, match="auto_map"):
+        Tokenizer.load(tmp_path)
+    assert not (tmp_path / "canary").exists()
