@@ -9,10 +9,10 @@ class EventLoop:
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self._events: list[tuple[float, int, Callable[[int], None], int]] = []
+        self._events: list[tuple[float, int, Callable[[int], object], int]] = []
         self._num_pushed = 0
 
-    def at(self, at_s: float, call: Callable[[int], None], argument: int = 0) -> None:
+    def at(self, at_s: float, call: Callable[[int], object], argument: int = 0) -> None:
         """Call `call(argument)` when the clock reads `at_s`; a time already past means now."""
         self._num_pushed += 1
         heapq.heappush(self._events, (at_s, self._num_pushed, call, argument))
