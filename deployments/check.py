@@ -5,6 +5,8 @@ key at every level must be known, `args` and `user_config` must fit our typed mo
 must be set. One line per problem, `file: path: message`; exit code 2 if there is one.
 """
 
+import contextlib
+import ipaddress
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,8 +36,9 @@ class Builder(NamedTuple):
     deployment: str
 
 
+GATEWAY_PATH = "deployments.app:gateway"
 BUILDERS: dict[str, Builder] = {
-    "deployments.app:gateway": Builder(GatewayConfig, GATEWAY_DEPLOYMENT),
+    GATEWAY_PATH: Builder(GatewayConfig, GATEWAY_DEPLOYMENT),
     "deployments.app:model": Builder(ModelArgs, MODEL_DEPLOYMENT),
 }
 
@@ -69,7 +72,7 @@ def check_config(data: dict[str, Any]) -> list[str]:
     problems += _unset_dangers(data)
     for index, application in enumerate(config.applications):
         problems += _application_problems(application, f"applications.{index}")
-    return [*problems, *_cross_references(config)]
+    return [*problems, *_open_doors(config), *_cross_references(config)]
 
 
 def _unknown_keys(data: object, schema: Any, path: str) -> Iterator[str]:
@@ -185,8 +188,35 @@ def _autoscaling_problems(deployment: DeploymentSchema, path: str) -> Iterator[s
         yield f"{here}.min_replicas: `to_zero_after_s` is set; without `min_replicas: 0` it has no effect"
 
 
+def _open_doors(config: ServeDeploySchema) -> Iterator[str]:
+    """Yield a problem for each gateway that would answer other machines without asking for a key."""
+    host = config.http_options.host
+    if _is_loopback(host):
+        return
+    for index, application in enumerate(config.applications):
+        if application.import_path != GATEWAY_PATH:
+            continue
+        with contextlib.suppress(ValidationError):  # reported already
+            gateway = GatewayConfig.model_validate(application.args)
+            if not gateway.has_keys and not gateway.allow_anonymous:
+                yield (
+                    f"applications.{index}.args: there are no API keys, and http_options.host={host} lets other "
+                    "machines in; make a key with `python -m deployments.keys new --name NAME`, set http_options.host: "
+                    "127.0.0.1, or allow_anonymous: true if your network keeps everybody else out"
+                )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _cross_references(config: ServeDeploySchema) -> Iterator[str]:
-    gateways = {a.name for a in config.applications if a.import_path == "deployments.app:gateway"}
+    gateways = {a.name for a in config.applications if a.import_path == GATEWAY_PATH}
     for index, application in enumerate(config.applications):
         if application.import_path != "deployments.app:model":
             continue

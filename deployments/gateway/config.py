@@ -56,6 +56,8 @@ class GatewayConfig(Config):
     """A YAML file with more `api_keys`, on every machine that runs a gateway; read again when it changes."""
     api_keys_sha256: tuple[Sha256Hex, ...] = ()
     """Keys by nothing but their SHA-256 (hex): without limits, each a tenant of its own."""
+    allow_anonymous: bool = False
+    """Lets other machines in without keys. For networks in which whoever reaches the port may use the models."""
     allowed_hosts: tuple[str, ...] = ()
     """Names under which callers may reach a gateway without keys, besides localhost and addresses; keys allow any."""
     limits: HttpLimits = HttpLimits()

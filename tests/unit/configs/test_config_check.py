@@ -123,3 +123,33 @@ def test_a_file_that_is_not_there_is_a_problem_not_a_traceback(capsys):
 def test_the_check_loads_no_torch():
     code = "import sys, deployments.check; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "is_sound"),
+    [
+        ("127.0.0.1", {}, True),
+        ("localhost", {}, True),
+        ("::1", {}, True),
+        ("0.0.0.0", {}, False),
+        ("10.0.0.7", {}, False),
+        ("gateway.internal", {}, False),
+        ("0.0.0.0", {"api_keys": [{"name": "acme", "sha256": "0" * 64}]}, True),
+        ("0.0.0.0", {"api_keys_sha256": ["0" * 64]}, True),
+        ("0.0.0.0", {"api_keys_file": "/etc/eagleray/keys.yaml"}, True),
+        ("0.0.0.0", {"allow_anonymous": True}, True),
+        ("0.0.0.0", {"api_keys": []}, False),
+    ],
+)
+def test_other_machines_are_let_in_with_keys_only(host, keys, is_sound):
+    data = quickstart_with(["http_options", "host"], host)
+    data["applications"][0]["args"] |= keys
+    problems = check_config(data)
+    assert (not problems) is is_sound
+    assert is_sound or ("no API keys" in problems[0] and f"host={host}" in problems[0])
+
+
+def test_serves_own_default_of_every_interface_needs_keys_too():
+    data = copy.deepcopy(read_yaml(QUICKSTART))
+    del data["http_options"]["host"]
+    assert "host=0.0.0.0" in check_config(data)[0]
