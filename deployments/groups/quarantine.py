@@ -37,6 +37,11 @@ class Strikes:
         self._num_without_token = self._num_without_token + 1 if num_new_tokens == 0 else 0
         self._num_in_a_row = self._num_in_a_row + 1 if num_new_tokens < _CLEARING_TOKENS else 0
 
+    def is_cleared_by(self, num_new_tokens: int) -> bool:
+        """Return whether an attempt that has brought so many tokens takes the suspicion away, whatever comes."""
+        was_without_token = self._num_without_token >= _MAX_DEATHS_WITHOUT_TOKEN - 1
+        return num_new_tokens >= (1 if was_without_token else _CLEARING_TOKENS)
+
     @property
     def is_suspect(self) -> bool:
         """Whether one more death convicts it."""

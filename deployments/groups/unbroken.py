@@ -104,12 +104,17 @@ class UnbrokenStream:
         """When the attempt began."""
         self._strikes = Strikes()
         self._dock: asyncio.Lock | None = None
-        """Held by a suspect until a new token clears it."""
+        """Held by a suspect until new tokens clear it."""
 
     @property
     def group_id(self) -> str | None:
         """The group that works on it now."""
         return None if self._attempt is None else self._attempt.group_id
+
+    @property
+    def _num_new_tokens(self) -> int:
+        """That the attempt has brought."""
+        return len(self._emitted) - self._num_emitted_before
 
     async def __aenter__(self) -> "UnbrokenStream":
         self._shared.num_open += 1
@@ -128,7 +133,7 @@ class UnbrokenStream:
             self._attempt.note(event)
             if event.error is None:
                 self._emitted += event.token_ids
-                if self._dock is not None:
+                if self._dock is not None and self._strikes.is_cleared_by(self._num_new_tokens):
                     self._leave_dock()
                 return event
             await self._carry_on(event.error.to_error())
@@ -154,7 +159,7 @@ class UnbrokenStream:
 
     def _count_death(self, was_alone: bool) -> None:
         """Hold the death of the group against the request. Raises RequestQuarantined if that was one too many."""
-        self._strikes.died(len(self._emitted) - self._num_emitted_before)
+        self._strikes.died(self._num_new_tokens)
         if self._strikes.is_convicted:
             shared = self._shared
             if was_alone:  # else it may have died of another, and is welcome to be sent again
@@ -162,7 +167,8 @@ class UnbrokenStream:
             shared.counts[self._model].num_quarantined += 1
             logger.warning("request quarantined", extra={"model": self._model, "num_attempts": self._num_attempts})
             raise RequestQuarantined(
-                f"{self._num_attempts} replica groups died while they worked on this request; it is not tried again"
+                "replica groups kept dying while they worked on this request; "
+                f"after {self._num_attempts} attempts it is given up"
             )
 
     async def _wait_for_turn(self) -> None:

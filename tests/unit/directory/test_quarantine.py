@@ -35,6 +35,13 @@ def test_new_tokens_clear_a_request_and_deaths_in_a_row_convict_it(num_tokens, i
     assert (strikes.is_suspect, strikes.is_convicted) == (is_suspect, is_convicted)
 
 
+@pytest.mark.parametrize(("num_tokens", "clearing"), [([0, 0], 1), ([1] * 7, 16)])
+def test_a_suspect_is_cleared_by_what_its_former_attempts_did_not_bring(num_tokens, clearing):
+    strikes = strikes_after(*num_tokens)
+    assert not strikes.is_cleared_by(clearing - 1)
+    assert strikes.is_cleared_by(clearing)
+
+
 def test_a_convicted_request_is_refused_until_its_time_is_over():
     clock = FakeClock()
     quarantine = Quarantine(clock, period_s=600)

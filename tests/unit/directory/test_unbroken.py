@@ -331,3 +331,24 @@ def test_closing_ends_streams_that_wait_and_streams_that_break(run):
         await fleet.close()
 
     run(main())
+
+
+def test_a_request_that_kills_a_few_tokens_later_is_given_up_after_eight_and_remembered(run):
+    async def main():
+        fleet = await Fleet("g1", "g2").start()
+        poison = await reading(fleet)
+        num_deaths = 0
+        while not poison.task.done():
+            group_id = next(group_id for group_id, target in fleet.targets.items() if target.sinks)
+            fleet.give(group_id, 1)
+            await fleet.settle()
+            await fleet.break_group(group_id)
+            await fleet.heal(group_id)
+            num_deaths += 1
+        with pytest.raises(RequestQuarantined, match="after 8 attempts"):
+            await poison.task
+        assert (num_deaths, len(poison.tokens)) == (8, 8)
+        assert fleet.streams.quarantine.has("tiny", generation_request("again"))
+        await fleet.close()
+
+    run(main())
