@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -56,11 +57,11 @@ class Trial(NamedTuple):
 class Group:
     """A leader in this process, and when its state changed."""
 
-    def __init__(self, num_ranks: int, num_spares: int) -> None:
+    def __init__(self, num_ranks: int, num_spares: int, incidents: str) -> None:
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._left_ready_s = 0.0
-        config = group_config(num_ranks, num_spares)
+        config = group_config(num_ranks, num_spares, incidents)
         ranks = RayRanks(config, "benchmark")
         self._group = ReplicaGroup(
             config, GroupIdentity("benchmark", "benchmark"), check_model, ranks, start_engine, on_change=self._note
@@ -171,12 +172,13 @@ def measure_group(num_ranks: int, num_spares: int, harms: list[str], num_trials:
 @contextmanager
 def running_group(num_ranks: int, num_spares: int) -> Iterator[Group]:
     """Yield a group that serves; it is gone afterwards."""
-    group = Group(num_ranks, num_spares)
-    try:
-        group.start()
-        yield group
-    finally:
-        group.close()
+    with tempfile.TemporaryDirectory(prefix="eagleray-recovery-") as incidents:
+        group = Group(num_ranks, num_spares, incidents)
+        try:
+            group.start()
+            yield group
+        finally:
+            group.close()
 
 
 def try_once(group: Group, num_ranks: int, harm: signal.Signals, number: int) -> Trial:
@@ -192,12 +194,12 @@ def try_once(group: Group, num_ranks: int, harm: signal.Signals, number: int) ->
     return Trial(group.left_ready_s(harmed_s) - harmed_s, group.await_token() - harmed_s)
 
 
-def group_config(num_ranks: int, num_spares: int) -> ReplicaGroupConfig:
+def group_config(num_ranks: int, num_spares: int, incidents: str) -> ReplicaGroupConfig:
     """Return CONFIG's model on so many ranks; its restarts are not counted."""
     (model,) = [each for each in read_yaml(CONFIG)["applications"] if each["import_path"] == "deployments.app:model"]
     args = {key: model["args"][key] for key in ReplicaGroupConfig.model_fields if key in model["args"]}
     args["parallel"] = args["parallel"] | {"tensor_parallel_size": num_ranks}
-    args["restart"] = {"stable_after_s": 0, "warm_spares": num_spares}
+    args["restart"] = {"stable_after_s": 0, "warm_spares": num_spares, "incident_folder": incidents}
     return ReplicaGroupConfig.parse(args, str(CONFIG))
 
 

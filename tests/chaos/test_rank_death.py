@@ -190,6 +190,7 @@ def client_that_asks(port, number):
     """Return a bare connection on which a stream was asked for."""
     body = json.dumps(story_body(MODEL, max_tokens=1500, content=f"Story {number}.")).encode()
     client = socket.create_connection(("127.0.0.1", port))
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    host = f"127.0.0.1:{port}"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
     client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
     return client
