@@ -48,6 +48,7 @@ class TcpTransport:
         self._submit_timeout_s = submit_timeout_s
         self._silence_timeout_s = silence_timeout_s
         self._load: EngineLoad | None = None
+        self._awaits_snapshot = False
         self._connection = FrameConnection(self._on_frame, self._on_lost)
         self._decoder = msgspec.msgpack.Decoder(FromGroup)
         self._encoder = msgspec.msgpack.Encoder()
@@ -205,7 +206,11 @@ class TcpTransport:
             self._loop.call_soon(self._listener.on_placed, placement)
 
     def _pass_on(self, news: PrefixNews) -> None:
-        if not self._listener.on_prefixes(news):
+        if news.is_snapshot:
+            self._awaits_snapshot = False
+        # News that was under way when a snapshot was asked for is no reason to ask again.
+        if not self._listener.on_prefixes(news) and not self._awaits_snapshot:
+            self._awaits_snapshot = True
             self._connection.send(self._encoder.encode(WantPrefixes()))
 
     def _on_lost(self, reason: str) -> None:

@@ -14,7 +14,7 @@ from deployments.token_channel.messages import Placed
 from deployments.token_channel.session import GatewaySession
 from engine.request import Placement
 
-GOSSIP_PERIOD_S = 0.005
+GOSSIP_PERIOD_S = 0.003
 """How long placements are gathered for one frame."""
 
 
