@@ -37,9 +37,6 @@ class RoutingRequest(NamedTuple):
         return self.max_tokens if self.num_expected_tokens is None else self.num_expected_tokens
 
 
-RequestCost = RoutingRequest
-
-
 class GroupView(msgspec.Struct):
     """One group as a router sees it when it picks. The router keeps it up to date; policies only read it."""
 

@@ -7,8 +7,8 @@ A report travels on the same ordered connection as the group's acceptances, so i
 were accepted before it arrived, and replaces what they counted for. Younger ones count for themselves, exactly, from
 the moment of the choice: that is what keeps a burst from landing on one group.
 
-What a report holds stays as reported until the next one, with two exceptions that are known for sure: output that has
-come is no longer outstanding, and a request that has ended is gone.
+What a report holds stays as reported until the next one, a tenth of a second later, except that a request which has
+ended is gone.
 """
 
 from typing import NamedTuple, Protocol
@@ -96,13 +96,10 @@ class Ledger:
         self._add(entry.work)
 
     def change(self, entry: Entry, work: Work) -> None:
-        """Have a reservation count for `work` instead of what it counts for at present."""
+        """Have a reservation that no report holds count for `work` instead of what it counts for at present."""
         if entry in self._young:
             self._subtract(entry.work)
             self._add(work)
-        else:
-            num_done = entry.work.num_outstanding_tokens - work.num_outstanding_tokens
-            self._subtract_reported(Work(num_outstanding_tokens=num_done))
 
     def close(self, entry: Entry) -> None:
         """Count a reservation no longer."""

@@ -72,8 +72,10 @@ class Reservation:
             self._ledger.breaker.note_success()
         self._num_output_tokens += num_tokens
         work = Work(
+            num_queued_tokens=0,
             num_outstanding_tokens=max(0, self._request.max_tokens - self._num_output_tokens),
             num_kv_tokens=self._request.num_tokens + self._num_output_tokens,
+            num_waiting=0,
             num_running=1,
         )
         self._ledger.change(self, work)

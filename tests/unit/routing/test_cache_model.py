@@ -1,6 +1,6 @@
 """A modelled cache: red if it holds more than fits, or evicts a beginning before what hangs on it."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.routing.cache_model import CacheModel
@@ -18,6 +18,7 @@ prompts = st.tuples(st.integers(0, 3), st.integers(1, 8)).map(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(prompts, max_size=40), st.integers(1, 12))
 def test_what_it_says_adds_up_to_what_it_holds(placed, max_keys):
     cache, held = CacheModel(max_keys), set()

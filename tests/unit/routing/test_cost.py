@@ -4,7 +4,7 @@ from random import Random
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.routing.base import GroupView, RoutingRequest
@@ -98,6 +98,7 @@ views = st.builds(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(views)
 def test_more_of_anything_never_costs_less(view):
     assert cost_s(view) > 0

@@ -1,6 +1,6 @@
 """The index of prefix keys: red if a group is credited with what it does not hold, or memory can grow without end."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -117,6 +117,7 @@ keys = st.integers(0, 15).map(lambda length: [1000 + depth for depth in range(le
 """Beginnings of one prompt; real keys are chained, so no key is held without those before it."""
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from("abcdefgh"), keys))
 def test_bisection_finds_what_counting_finds(held):
     index = PrefixIndex()
@@ -209,3 +210,4 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 TestIndexMachine = IndexMachine.TestCase
+TestIndexMachine.settings = settings(max_examples=40, deadline=None)
