@@ -60,7 +60,8 @@ GUESSED_SHARES: Mapping[str, float] = {
     "round-robin": 0.4,
     "sglang": 0.35,
 }
-"""What others make of it on the Mooncake traces. A bad guess costs time and changes nothing."""
+"""What others make of it on the Mooncake traces. A bad guess costs time; it changes the capacity only of policies that
+draw at random, with which a higher rate is by luck not always harder."""
 
 
 def run_all(experiments: Mapping[Name, Experiment[Result]], num_processes: int) -> dict[Name, Result]:
