@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -70,7 +71,7 @@ def started(config: Path, environment: Mapping[str, str], is_direct: bool) -> It
     `is_direct`: yield the address of the gateway replica itself, which has a port of its own when Serve is
     throughput-optimised.
     """
-    proxy_port, direct_port = _free_port(), _free_port()
+    proxy_port, direct_port = free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="eagleray-bench-") as folder:
         settings = read_yaml(config)
         settings["http_options"] = settings.get("http_options", {}) | {"host": "127.0.0.1", "port": proxy_port}
@@ -135,7 +136,10 @@ def role_of(process: psutil.Process) -> str:
     return next((role for start, role in ROLES.items() if title.startswith(start)), "ray")
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+def free_port() -> int:
+    """Return a TCP port of this machine that nothing listens on, and that the kernel gives to nobody meanwhile."""
+    while True:
+        # Below the range (32768 and up) from which processes that ask for any port get theirs.
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

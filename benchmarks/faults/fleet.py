@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +116,7 @@ class Fleet:
         """
         try:
             models = json.loads(self._get("/readyz"))["models"]
-        except (urllib.error.URLError, OSError, ValueError, KeyError):
+        except (OSError, HTTPException, ValueError, KeyError):
             return []
         groups = [group for model in models if model["model"] == MODEL for group in model["groups"]]
         return [GroupSeen(group["group_id"], group["generation"], group["state"]) for group in groups]

@@ -96,7 +96,7 @@ def cluster(network: HostNetwork, folder: Path) -> Iterator[Cluster]:
             server = subprocess.Popen(
                 network.command(HEAD, [sys.executable, "-m", "deployments.serve_run", str(config)]),
                 cwd=ROOT,
-                env={**os.environ, "RAY_ADDRESS": head.address},
+                env={**os.environ, **head.environment, "RAY_ADDRESS": head.address},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

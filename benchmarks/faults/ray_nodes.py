@@ -3,18 +3,22 @@
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from benchmarks.report import ROOT
+from benchmarks.serve_process import free_port
 
 START_TIMEOUT_S = 120.0
 _BIN = Path(sys.executable).parent
@@ -41,6 +45,8 @@ class RayNode:
     address: str
     """Of the cluster, as RAY_ADDRESS has it."""
     dashboard_url: str
+    environment: Mapping[str, str]
+    """What processes need that speak to the cluster: its token."""
     process: psutil.Process
     log: Path
 
@@ -66,11 +72,12 @@ def ray_head(plan: NodePlan, folder: Path) -> Iterator[RayNode]:
         f"--temp-dir={folder}",
     ]
     address = f"{plan.host}:{port}"
-    with _node(plan, options, folder / f"{plan.host}.log") as (process, log):
-        node = RayNode(address, f"http://127.0.0.1:{dashboard_port}", process, log)
-        _wait_for_port(node, plan.host, port)
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with _node(plan, options, folder / f"{plan.host}.log", environment) as (process, log):
+        node = RayNode(address, f"http://127.0.0.1:{dashboard_port}", environment, process, log)
+        _wait(node, f"port {port}", lambda: socket.create_connection((plan.host, port), timeout=1))
         if plan.has_dashboard:
-            _wait_for_port(node, "127.0.0.1", dashboard_port)
+            _wait(node, "the dashboard", lambda: _open_any(f"{node.dashboard_url}/api/version"))
         yield node
 
 
@@ -78,14 +85,15 @@ def ray_head(plan: NodePlan, folder: Path) -> Iterator[RayNode]:
 def ray_worker(plan: NodePlan, head: RayNode, folder: Path) -> Iterator[RayNode]:
     """Start another node of a cluster and return before it has joined; no process of it is left afterwards."""
     options = [f"--address={head.address}", f"--dashboard-agent-listen-port={free_port()}"]
-    with _node(plan, options, folder / f"{plan.host}.log") as (process, log):
-        yield RayNode(head.address, head.dashboard_url, process, log)
+    with _node(plan, options, folder / f"{plan.host}.log", head.environment) as (process, log):
+        yield RayNode(head.address, head.dashboard_url, head.environment, process, log)
 
 
 def serve_deploy(head: RayNode, config: Path) -> None:
     """Hand a Serve config to a running cluster as operators do; returns when it is accepted. Raises SystemExit."""
     command = [str(_BIN / "serve"), "deploy", str(config), "--address", head.dashboard_url]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **head.environment}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"serve deploy failed:\n{done.stdout}{done.stderr}")
 
@@ -108,15 +116,10 @@ def family_ended(process: subprocess.Popen[bytes], timeout_s: float = 20.0) -> I
             psutil.wait_procs(family, timeout=5)
 
 
-def free_port() -> int:
-    """Return a TCP port of this machine that nothing listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 @contextlib.contextmanager
-def _node(plan: NodePlan, options: Sequence[str], log_path: Path) -> Iterator[tuple[psutil.Process, Path]]:
+def _node(
+    plan: NodePlan, options: Sequence[str], log_path: Path, environment: Mapping[str, str]
+) -> Iterator[tuple[psutil.Process, Path]]:
     command = [
         *plan.prefix,
         str(_BIN / "ray"),
@@ -135,7 +138,7 @@ def _node(plan: NodePlan, options: Sequence[str], log_path: Path) -> Iterator[tu
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, "RAY_worker_niceness": "0"},
+            env={**os.environ, "RAY_worker_niceness": "0", **environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -145,10 +148,19 @@ def _node(plan: NodePlan, options: Sequence[str], log_path: Path) -> Iterator[tu
         yield root, log_path
 
 
-def _wait_for_port(node: RayNode, host: str, port: int) -> None:
+def _wait(node: RayNode, what: str, ask: Callable[[], contextlib.AbstractContextManager[object]]) -> None:
+    """Return once `ask`, which connects, does not raise OSError. Raises SystemExit."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s and node.process.is_running():
-        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        with contextlib.suppress(OSError), ask():
             return
         time.sleep(0.2)
-    raise SystemExit(f"the Ray node at {host} does not answer on port {port}:\n{node.last_words()}")
+    raise SystemExit(f"the Ray node does not answer: {what}\n{node.last_words()}")
+
+
+def _open_any(url: str) -> contextlib.AbstractContextManager[object]:
+    """Return the answer, also when it is a refusal: whoever wants a token of us is there. Raises OSError."""
+    try:
+        return urllib.request.urlopen(url, timeout=5)
+    except urllib.error.HTTPError as refusal:
+        return refusal

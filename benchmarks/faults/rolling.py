@@ -27,12 +27,13 @@ from benchmarks.client import Endpoint, RawStream, closed_loop
 from benchmarks.faults.answers import Answer, Lengths, answers, judged, questions
 from benchmarks.faults.fleet import MODEL, Fleet, FleetPlan
 from benchmarks.faults.kills import RESUMES
-from benchmarks.faults.ray_nodes import NodePlan, RayNode, free_port, ray_head, serve_deploy
+from benchmarks.faults.ray_nodes import NodePlan, RayNode, ray_head, serve_deploy
 from benchmarks.report import shown, summary, write_report
+from benchmarks.serve_process import free_port
 from benchmarks.workloads import Planned
 
-NUM_QUESTIONS = 32
-LONG = Lengths(least_prompt=16, most_prompt=128, least_output=400, most_output=700)
+NUM_QUESTIONS = 16
+LONG = Lengths(least_prompt=16, most_prompt=128, least_output=300, most_output=500)
 CHANGE_TIMEOUT_S = 300.0
 SETTLE_S = 3.0
 
