@@ -2,15 +2,17 @@
 
 A request claims its prefill until its first token, and its output until it gets a row: from then on it holds nobody up.
 What a newcomer waits for is the prefills before it and, while every row is taken, as many requests' ends as it has
-requests before it. Between tenants the scheduler shares fairly, so a tenant waits for its own work times the number of
-tenants, if that is less: one that floods the queue is refused while the others are let in.
+requests before it. It waits no less than the oldest of its like has waited already, which tells at once when the ranks
+have become slower than they were. Between tenants the scheduler shares fairly, so a tenant waits for its own work times
+the number of tenants, if that is less: one that floods the queue is refused while the others are let in.
 """
 
 import threading
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from core.clock import Clock
 from core.errors import QueueFull
 from engine.config import SchedulerConfig
 from engine.estimates import Estimates
@@ -35,6 +37,8 @@ class Claim:
     state: Literal["waiting", "prefilling", "decoding", "ended"] = "waiting"
     num_prefilled_tokens: int = 0
     """Of the uncached ones; 0 while it waits."""
+    has_run: bool = False
+    """Whether it has had a row, and so waited for other reasons than its age tells."""
 
 
 @dataclass(slots=True)
@@ -58,26 +62,48 @@ class Work:
         self.num_output_tokens -= claim.num_output_tokens
 
 
+@dataclass(slots=True)
+class Line:
+    """The waiting requests of one tenant and priority."""
+
+    work: Work = field(default_factory=Work)
+    claims: deque[Claim] = field(default_factory=deque[Claim])
+    """In order of arrival; those at the end of their wait are dropped when they come to the front."""
+
+    def add(self, claim: Claim) -> None:
+        """Count a claim."""
+        self.work.add(claim)
+        if not claim.has_run:
+            self.claims.append(claim)
+
+    def oldest_s(self) -> float | None:
+        """Return when the oldest request that has not run was accepted."""
+        while self.claims and (self.claims[0].state != "waiting" or self.claims[0].has_run):
+            self.claims.popleft()
+        return self.claims[0].accepted_s if self.claims else None
+
+
 class Wait(NamedTuple):
     """How long a newcomer would wait for the work before it."""
 
     computed_s: float | None
     """By the costs of steps; None while they are not known."""
     expected_s: float
-    """Corrected for how such predictions have turned out; 0 while nothing is known."""
+    """Corrected for how such predictions have turned out, and at least what the oldest has waited."""
 
 
 class Backlog:
     """Sums over all accepted requests, by tenant and priority. Any thread; events of a request come in their order."""
 
-    def __init__(self, config: SchedulerConfig, estimates: Estimates) -> None:
+    def __init__(self, config: SchedulerConfig, estimates: Estimates, clock: Clock) -> None:
         self.estimates = estimates
+        self._clock = clock
         self.has_free_blocks = True
         """Whether requests wait for rows alone; false while they wait for KV blocks."""
         self._config = config
         self._lock = threading.Lock()
         self._waiting = Work()
-        self._waiting_by_tenant: defaultdict[str, defaultdict[int, Work]] = defaultdict(lambda: defaultdict(Work))
+        self._waiting_by_tenant: defaultdict[str, defaultdict[int, Line]] = defaultdict(lambda: defaultdict(Line))
         self._num_prefill_tokens = 0
         self._num_running = 0
 
@@ -127,7 +153,7 @@ class Backlog:
         return self._waiting.num_uncached_tokens + self._num_prefill_tokens
 
     def enter(
-        self, request: GenerationRequest, num_left: int, wait: Wait, now_s: float, num_cached_tokens: int | None = None
+        self, request: GenerationRequest, num_left: int, wait: Wait, num_cached_tokens: int | None = None
     ) -> Claim:
         """Count an accepted request, and return its claim; `num_cached_tokens` if somebody looked."""
         if num_cached_tokens is None:
@@ -139,7 +165,7 @@ class Backlog:
             priority=request.priority,
             num_uncached_tokens=num_uncached_tokens,
             num_output_tokens=self.estimates.output_tokens(request, num_left),
-            accepted_s=now_s,
+            accepted_s=self._clock.now_s(),
             predicted_wait_s=wait.computed_s,
         )
         with self._lock:
@@ -151,7 +177,7 @@ class Backlog:
         with self._lock:
             self._remove_waiting(claim)
             claim.num_uncached_tokens = num_tokens - num_cached_tokens
-            claim.state = "prefilling"
+            claim.state, claim.has_run = "prefilling", True
             self._num_running += 1
             self._num_prefill_tokens += claim.num_uncached_tokens
         self.estimates.note_start(num_tokens, num_cached_tokens)
@@ -162,7 +188,7 @@ class Backlog:
             claim.num_prefilled_tokens += num_tokens
             self._num_prefill_tokens -= num_tokens
 
-    def end_prefill(self, claim: Claim, now_s: float) -> None:
+    def end_prefill(self, claim: Claim) -> None:
         """The request has got the first token since it started."""
         with self._lock:
             self._num_prefill_tokens -= claim.num_uncached_tokens - claim.num_prefilled_tokens
@@ -170,7 +196,7 @@ class Backlog:
         predicted_s, claim.predicted_wait_s = claim.predicted_wait_s, None
         if predicted_s is not None:
             own_s = self.estimates.work_s(claim.num_uncached_tokens, 0, 1) or 0.0
-            self.estimates.note_wait(predicted_s, max(0.0, now_s - claim.accepted_s - own_s))
+            self.estimates.note_wait(predicted_s, max(0.0, self._clock.now_s() - claim.accepted_s - own_s))
 
     def put_back(self, claim: Claim) -> None:
         """The request has lost its row and waits again; what it had computed may have to be computed anew."""
@@ -198,18 +224,20 @@ class Backlog:
 
     def _wait(self, tenant: str, priority: int) -> Wait:
         num_tenants = len(self._waiting_by_tenant) + (tenant not in self._waiting_by_tenant)
-        turns = Work()
-        for own_priority, work in self._waiting_by_tenant.get(tenant, {}).items():
+        turns, now_s, age_s = Work(), self._clock.now_s(), 0.0
+        for own_priority, line in self._waiting_by_tenant.get(tenant, {}).items():
             if own_priority <= priority:
-                turns.num_requests += work.num_requests * num_tenants
-                turns.num_uncached_tokens += work.num_uncached_tokens * num_tenants
-                turns.num_output_tokens += work.num_output_tokens * num_tenants
+                turns.num_requests += line.work.num_requests * num_tenants
+                turns.num_uncached_tokens += line.work.num_uncached_tokens * num_tenants
+                turns.num_output_tokens += line.work.num_output_tokens * num_tenants
+                oldest_s = line.oldest_s()
+                age_s = age_s if oldest_s is None else max(age_s, now_s - oldest_s)
         prefills_s = self.estimates.work_s(self._num_prefill_tokens, 0, 1)
         queue_s, turns_s = self._work_s(self._waiting), self._work_s(turns)
         if prefills_s is None or queue_s is None or turns_s is None:
-            return Wait(None, 0.0)
+            return Wait(None, age_s)
         wait_s = prefills_s + min(queue_s, turns_s)
-        return Wait(wait_s, self.estimates.unbiased_s(wait_s))
+        return Wait(wait_s, max(age_s, self.estimates.unbiased_s(wait_s)))
 
     def _work_s(self, before: Work) -> float | None:
         """Return the time until somebody behind `before` gets a row."""
@@ -226,11 +254,12 @@ class Backlog:
 
     def _remove_waiting(self, claim: Claim) -> None:
         self._waiting.remove(claim)
-        priorities = self._waiting_by_tenant[claim.tenant]
-        priorities[claim.priority].remove(claim)
-        if not priorities[claim.priority].num_requests:
-            del priorities[claim.priority]
-        if not priorities:
+        lines = self._waiting_by_tenant[claim.tenant]
+        work = lines[claim.priority].work
+        work.remove(claim)
+        if not work.num_requests:
+            del lines[claim.priority]
+        if not lines:
             del self._waiting_by_tenant[claim.tenant]
 
     def _leave_row(self, claim: Claim) -> None:

@@ -84,7 +84,7 @@ class Engine:
         prefix_cache = PrefixCache(self._pool, cache.block_size, cache.prefix_caching, prefix_feed)
         self._outbox = Outbox()
         self._estimates = Estimates()
-        self._backlog = Backlog(limits, self._estimates)
+        self._backlog = Backlog(limits, self._estimates, self._clock)
         self._scheduler = Scheduler(limits, self._pool, prefix_cache, cache.block_size, self._outbox, self._backlog)
         admission = Admission(spec, self.max_model_len, num_blocks, cache.block_size)
         self._intake = Intake(admission, self._backlog, limits, prefix_cache, self._clock)

@@ -8,6 +8,8 @@ from engine.step_costs import StepCosts
 
 _MEMORY = 64
 """Requests over which a mean is taken, about."""
+_WAIT_MEMORY = 16
+"""Waits, of which there are few when the ranks become slow."""
 _FIRST_OUTPUT_TOKENS = 256
 """Expected of a request before any has ended."""
 _TRUST = 8
@@ -17,16 +19,17 @@ _SHORTEST_S = 1e-3
 
 
 class MovingMean:
-    """The mean of the first values, and then of about the last 64, recent ones counting more."""
+    """The mean of the first values, and then of about the last `memory`, recent ones counting more."""
 
-    def __init__(self, first: float, weight: int = 0) -> None:
+    def __init__(self, first: float, weight: int = 0, memory: int = _MEMORY) -> None:
         self.value = first
         """Before anything was added: the expectation given, which counts like `weight` values."""
         self._count = weight
+        self._memory = memory
 
     def add(self, value: float) -> None:
         """Take in one value."""
-        self._count = min(self._count + 1, _MEMORY)
+        self._count = min(self._count + 1, self._memory)
         self.value += (value - self.value) / self._count
 
 
@@ -39,8 +42,8 @@ class Estimates:
         self._output_tokens = MovingMean(_FIRST_OUTPUT_TOKENS)
         self._context_tokens = MovingMean(0.0)
         self._uncached_share = MovingMean(1.0)
-        self._predicted_wait_s = MovingMean(1.0, _TRUST)
-        self._actual_wait_s = MovingMean(1.0, _TRUST)
+        self._predicted_wait_s = MovingMean(1.0, _TRUST, _WAIT_MEMORY)
+        self._actual_wait_s = MovingMean(1.0, _TRUST, _WAIT_MEMORY)
 
     # What happened
 

@@ -83,7 +83,7 @@ class Intake:
                 max_length=max_length,
                 stop_ids=stop_ids,
                 hasher=hasher,
-                claim=self._backlog.enter(request, num_left, wait, now_s, num_cached_tokens),
+                claim=self._backlog.enter(request, num_left, wait, num_cached_tokens),
             )
             self._live[request.request_id] = live
             self._num_live_tokens += max_length

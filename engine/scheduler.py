@@ -90,8 +90,6 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._deadlines: RequestQueue[float] = RequestQueue()
         """By the time of the next look: the latest start of those that wait, the deadline of those that run."""
-        self._now_s = 0.0
-        """When deadlines were looked at."""
 
     def add(self, live: LiveRequest) -> None:
         """Queue a request. It must be able to fit an otherwise empty pool."""
@@ -142,7 +140,6 @@ class Scheduler:
 
     def expire(self, now_s: float) -> None:
         """End every request whose deadline has passed, and those waiting that can no longer meet theirs."""
-        self._now_s = now_s
         while (look_at_s := self._deadlines.peek_key()) is not None and look_at_s <= now_s:
             live = self._deadlines.pop()
             assert live.deadline_at_s is not None, "only requests with a deadline are looked at"
@@ -315,7 +312,7 @@ class Scheduler:
             self._unpublished.append(stay)
             self._backlog.advance(stay.live.claim, num_tokens)
             if token_id is not None:
-                self._backlog.end_prefill(stay.live.claim, self._now_s)
+                self._backlog.end_prefill(stay.live.claim)
                 self._take_token(stay, remarks.get(stay.row) or RowToken(stay.row, token_id))
 
     def _take_token(self, stay: RowStay, token: RowToken) -> None:

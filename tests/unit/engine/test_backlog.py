@@ -8,21 +8,22 @@ from engine.config import SchedulerConfig
 from engine.estimates import Estimates, MovingMean
 from engine.step_costs import StepCosts
 from tests.support.engines import make_request
+from tests.support.fake_clock import FakeClock
 
 COSTS = StepCosts(base_s=0.0, prefill_token_s=0.001, sequence_s=0.01, kv_token_s=0.0)
 """1000 prompt tokens in a second, 100 output tokens."""
 
 
-def backlog_of(costs=COSTS, **config):
+def backlog_of(costs=COSTS, clock=None, **config):
     estimates = Estimates()
     estimates.step_costs = costs
-    return Backlog(SchedulerConfig.parse({"max_running": 2} | config, "test"), estimates)
+    return Backlog(SchedulerConfig.parse({"max_running": 2} | config, "test"), estimates, clock or FakeClock())
 
 
 def ask(backlog, num_prompt=100, max_tokens=100, name="r", **options):
     """Let a request in that generates all of its tokens; return its claim. Raises QueueFull."""
     request = make_request(name, [1] * num_prompt, max_tokens, ignore_eos=True, **options)
-    return backlog.enter(request, max_tokens, backlog.check(request, max_tokens), 0.0)
+    return backlog.enter(request, max_tokens, backlog.check(request, max_tokens))
 
 
 def fill(backlog, count, **options):
@@ -41,11 +42,13 @@ def test_while_rows_are_free_only_prefills_are_waited_for():
 
 
 def test_once_rows_are_taken_outputs_are_waited_for_too():
-    backlog = backlog_of(max_running=2)
+    clock = FakeClock()
+    backlog = backlog_of(max_running=2, clock=clock)
     claims = fill(backlog, 2)
     start(backlog, claims)
-    for claim, now_s in zip(claims, (0.1, 0.2), strict=True):
-        backlog.end_prefill(claim, now_s)
+    for claim in claims:
+        clock.advance(0.1)
+        backlog.end_prefill(claim)
     fill(backlog, 3)
     # Three prefills of 0.1 s, and four requests must end, each of which takes 100 tokens.
     assert backlog.wait_s() == pytest.approx(0.3 + 4 * 1.0)
@@ -56,7 +59,7 @@ def test_a_prefill_is_waited_for_until_its_first_token():
     (claim,) = fill(backlog, 1, num_prompt=500)
     backlog.start(claim, 500, 200)
     assert backlog.wait_s() == pytest.approx(0.3)
-    backlog.end_prefill(claim, 0.3)
+    backlog.end_prefill(claim)
     assert backlog.wait_s() == 0.0
 
 
@@ -109,6 +112,20 @@ def test_a_tenant_that_floods_the_queue_is_refused_while_others_are_let_in():
         fill(backlog, 10, cache_salt="other")
 
 
+@pytest.mark.parametrize("costs", [None, COSTS])
+def test_nobody_is_let_in_behind_one_who_has_waited_too_long_whatever_was_predicted(costs):
+    clock = FakeClock()
+    backlog = backlog_of(costs, clock, max_running=8, max_wait_s=5.0)
+    claims = fill(backlog, 2)
+    clock.advance(6.0)
+    with pytest.raises(QueueFull, match="about 6 s"):
+        ask(backlog)
+    ask(backlog, cache_salt="another")
+    backlog.leave(claims[0])
+    backlog.start(claims[1], 100, 0)
+    ask(backlog)
+
+
 def test_better_priorities_wait_for_their_like_alone():
     backlog = backlog_of(max_running=1, max_wait_s=5.0)
     with pytest.raises(QueueFull):
@@ -127,7 +144,7 @@ def test_nothing_is_left_of_requests_that_ended_in_any_state():
     backlog = backlog_of(max_running=4)
     claims = fill(backlog, 4, cache_salt="a") + fill(backlog, 4, cache_salt="b")
     start(backlog, claims[:4])
-    backlog.end_prefill(claims[0], 0.1)
+    backlog.end_prefill(claims[0])
     backlog.put_back(claims[0])
     backlog.put_back(claims[1])
     for claim in claims:
@@ -137,12 +154,14 @@ def test_nothing_is_left_of_requests_that_ended_in_any_state():
 
 
 def test_predictions_are_corrected_by_how_they_turned_out():
-    backlog = backlog_of(max_running=8, max_wait_s=1000.0)
+    clock = FakeClock()
+    backlog = backlog_of(max_running=8, max_wait_s=1000.0, clock=clock)
     for _ in range(300):
         first, second = fill(backlog, 2, num_prompt=1000)  # the second waits 1 s, by the costs
-        for claim, first_token_s in ((first, 1.0), (second, 3.0)):  # but it waited 2 s
+        for claim, wait_s in ((first, 1.0), (second, 2.0)):  # but it waited 2 s, and was computed for one
+            clock.advance(wait_s)
             backlog.start(claim, 1000, 0)
-            backlog.end_prefill(claim, first_token_s)
+            backlog.end_prefill(claim)
             backlog.leave(claim)
     assert backlog.estimates.unbiased_s(1.0) == pytest.approx(2.0, rel=0.05)
 

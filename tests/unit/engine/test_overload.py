@@ -12,7 +12,7 @@ from tests.support.timed_ranks import TimedRanks
 
 NUM_PROMPT, NUM_OUTPUT, MAX_RUNNING = 64, 16, 8
 TTFT_S, TPOT_S, MAX_WAIT_S = 2.0, 0.25, 1.2
-SECONDS, WARM_UP_S, REPORT_S = 40.0, 8.0, 0.1
+SECONDS, WARM_UP_S, REPORT_S = 30.0, 8.0, 0.1
 
 
 class Player:
@@ -46,10 +46,10 @@ class Player:
             self.report_at_s = self.clock.now_s() + REPORT_S
         return self.engine.step()
 
-    def play(self, rate, **options):
+    def play(self, rate, until_s=SECONDS, **options):
         rng = random.Random(1)
-        at_s, number = self.clock.now_s(), 0
-        while at_s < SECONDS:
+        at_s, number = self.clock.now_s(), len(self.sent)
+        while at_s < until_s:
             while at_s <= self.clock.now_s():
                 self.send(f"{options.get('tenant', 'r')}{number}", **options)
                 number += 1
@@ -98,6 +98,16 @@ def test_goodput_at_ten_times_the_load_is_nearly_that_at_one(capacity):
     assert ten.goodput() >= 0.9 * one.goodput()
     assert ten.goodput() >= 0.8 * capacity
     assert ten.share_in_time() >= 0.95
+
+
+def test_ranks_that_become_slower_lengthen_no_wait_for_long(capacity):
+    player = Player()
+    player.play(capacity)
+    player.engine._ranks.costs = tuple(4 * cost for cost in player.engine._ranks.costs)
+    slow_from_s = player.clock.now_s()
+    player.play(capacity, until_s=slow_from_s + 60)
+    waits = [player.first[name] - player.sent[name] for name in player.ended if player.sent[name] > slow_from_s + 10]
+    assert statistics.median(waits) < 2 * MAX_WAIT_S
 
 
 def test_without_a_bound_on_the_wait_nothing_is_in_time(capacity):

@@ -219,7 +219,7 @@ def order_of_first_tokens(engine, sink):
 
 def test_a_request_of_worse_priority_is_not_overtaken_for_ever():
     clock = FakeClock()
-    engine, sink = engine_at(clock, max_running=1, priority_step_s=30)
+    engine, sink = engine_at(clock, max_running=1, priority_step_s=30, max_wait_s=1000)
     engine.submit(make_request("running", [1], max_tokens=3), sink)
     engine.step()
     engine.submit(make_request("patient", [1], priority=2), sink)
