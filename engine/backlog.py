@@ -144,8 +144,8 @@ class Backlog:
 
     def full(self, message: str) -> QueueFull:
         """Return a refusal that says when to come back."""
-        with self._lock:
-            return _queue_full(message, self._wait("", 0))
+        wait_s = self.wait_s()
+        return _queue_full(message, Wait(None, wait_s))
 
     @property
     def num_uncached_tokens(self) -> int:
@@ -216,9 +216,12 @@ class Backlog:
             claim.state = "ended"
 
     def wait_s(self) -> float:
-        """Return how long a request of a new tenant would wait for others; 0 while that is unknown."""
+        """Return how long somebody behind all that waits would wait; 0 while that is unknown."""
         with self._lock:
-            return self._wait("", 0).expected_s
+            prefills_s, queue_s = self.estimates.work_s(self._num_prefill_tokens, 0, 1), self._work_s(self._waiting)
+        if prefills_s is None or queue_s is None:
+            return 0.0
+        return self.estimates.unbiased_s(prefills_s + queue_s)
 
     # All below: the lock is held.
 

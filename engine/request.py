@@ -130,4 +130,4 @@ class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
     max_kv_tokens: int = 0
     """Tokens whose keys and values fit into all blocks."""
     wait_s: float = 0.0
-    """How long a new request would wait for others before it is computed, as predicted; 0 while that is unknown."""
+    """How long a request behind all others would wait before it is computed, as predicted; 0 while that is unknown."""

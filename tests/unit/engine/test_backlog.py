@@ -71,6 +71,13 @@ def test_a_request_that_would_wait_too_long_is_refused_and_told_how_long_the_que
     assert 5.0 < refusal.value.retry_after_s < 8.0
 
 
+def test_the_whole_queue_counts_for_what_is_reported_whoever_waits_in_it():
+    backlog = backlog_of(max_running=8)
+    for tenant in "abc":
+        fill(backlog, 1, cache_salt=tenant)
+    assert backlog.wait_s() == pytest.approx(0.3)
+
+
 def test_what_a_refused_caller_is_told_is_bounded():
     backlog = backlog_of(max_running=1, max_wait_s=1000.0)
     assert backlog.full("x").retry_after_s == 1.0
