@@ -35,7 +35,8 @@ from benchmarks.workloads import Planned
 NUM_QUESTIONS = 16
 LONG = Lengths(least_prompt=16, most_prompt=128, least_output=300, most_output=500)
 CHANGE_TIMEOUT_S = 300.0
-SETTLE_S = 3.0
+SETTLE_S = 20.0
+"""Before each change: as long as a stream, so that every group has some."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,6 @@ async def under_changes(
         updated = replace(plan, max_running=plan.max_running - 1)
         await operator.change("rolling update", updated, num_new=plan.num_groups)
         await operator.change("scale-down", replace(updated, num_groups=plan.num_groups - 1), num_new=0)
-        await asyncio.sleep(SETTLE_S)
 
     operating = asyncio.create_task(operate())
     endless = itertools.takewhile(lambda _: not operating.done(), itertools.cycle(asked))
