@@ -44,5 +44,6 @@ def _scatter(axes: Axes, results: Results) -> None:
             run.replica_seconds / 1000, run.figures.attainment, color="C0" if scaler == "token_work" else "grey"
         )
         axes.annotate(scaler, (run.replica_seconds / 1000, run.figures.attainment), fontsize=8)
+    axes.margins(0.15)
     axes.set(xlabel="thousand replica-seconds", ylabel="SLO attainment")
     axes.set_title(f"autoscaling: {name}", fontsize=10)

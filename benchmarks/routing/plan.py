@@ -159,6 +159,10 @@ def _compare_latencies(plan: Plan, results: Results) -> None:
     )
     for (trace, router), figures in runs.items():
         results.runs.setdefault(trace, {})[router] = figures
+    for trace, rate_per_s in results.rates_per_s.items():
+        # The strongest of the others, were it told more than it is.
+        figures = measure(plan.scenario(trace), "llm-d", rate_per_s, Knowledge(sees_prefills=True))
+        results.runs[trace]["llm-d, sees prefills"] = figures
 
 
 def _compare_copies(plan: Plan, results: Results) -> None:

@@ -35,6 +35,8 @@ class ReplicaSpec:
     sequence_s: float = 0.0001
     kv_token_s: float = 3.4e-8
     kv_tokens: int = 460_000
+    tells_prefills: bool = False
+    """Reports count prompts that are being computed as waiting, and queued tokens as resident. Engines do not."""
 
     @property
     def full_steps_tokens_per_s(self) -> float:
@@ -184,9 +186,10 @@ class Replica:
         num_done = self._leap_done()
         partial = self._prefilling.position if self._prefilling else 0
         num_kv_tokens = self._context + num_done * len(self._decoding) + partial
+        num_told = self.num_running - len(self._decoding) if self._spec.tells_prefills else 0
         return EngineLoad(
-            num_running=self.num_running,
-            num_waiting=len(self._waiting),
+            num_running=self.num_running - num_told,
+            num_waiting=len(self._waiting) + num_told,
             num_outstanding_tokens=self._num_uncached + self._num_to_generate - num_done * len(self._decoding),
             num_blocks=self._spec.num_blocks,
             num_free_blocks=self._cache.num_free,
@@ -197,7 +200,7 @@ class Replica:
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_prompt_tokens=self._num_cached_tokens,
             num_uncached_tokens=self._num_uncached,
-            num_kv_tokens=num_kv_tokens,
+            num_kv_tokens=num_kv_tokens + (self._num_uncached if self._spec.tells_prefills else 0),
             max_step_tokens=self._spec.chunk_tokens,
             step_costs=self._step_costs,
             max_kv_tokens=self._spec.kv_tokens,

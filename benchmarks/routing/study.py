@@ -10,6 +10,7 @@ from typing import TypeVar
 from benchmarks.routing.capacity import capacity
 from benchmarks.routing.faults import Killed, KillPlan, Slowed, killed_replicas, slow_replica
 from benchmarks.routing.policies import ROUTERS
+from benchmarks.routing.replica import ReplicaSpec
 from benchmarks.routing.scalers import Fixed, OngoingRequests, Saturation, Scaler, TokenWork
 from benchmarks.routing.scaling import ScalingRun, ScalingSpec, simulate_scaling
 from benchmarks.routing.service import ServiceSpec
@@ -92,6 +93,8 @@ class Knowledge:
     num_gateways: int = 1
     report_period_s: float = 0.0
     gossip_s: float | None = None
+    sees_prefills: bool = False
+    """Whether reports tell of prompts under way what engines do not tell."""
 
 
 def measure(scenario: Scenario, router: str, rate_per_s: float, knowledge: Knowledge = Knowledge()) -> Figures:
@@ -147,6 +150,7 @@ def measure_scaling(scenario: ScalingScenario, router: str, scaler: str) -> Scal
 def _spec(router: str, knowledge: Knowledge) -> ServiceSpec:
     return ServiceSpec(
         ROUTERS[router],
+        ReplicaSpec(tells_prefills=knowledge.sees_prefills),
         num_gateways=knowledge.num_gateways,
         report_period_s=knowledge.report_period_s,
         gossip_s=knowledge.gossip_s,

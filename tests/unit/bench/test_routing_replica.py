@@ -132,6 +132,16 @@ def test_load_counts_the_work_that_is_left_and_ends_at_nothing():
     assert load.num_free_blocks == load.num_blocks
 
 
+def test_replica_that_tells_prefills_counts_them_as_waiting():
+    watched = Watched(ReplicaSpec(tells_prefills=True))
+    watched.send(0.0, attempt(0, 4096, 100))
+    watched.send(0.0, attempt(1, 1000, 100))
+    watched.run(until_s=0.05)
+    load = watched.replica.load()
+    assert (load.num_running, load.num_waiting) == (0, 2)
+    assert load.num_kv_tokens > 4096
+
+
 def test_killed_replica_says_what_each_request_had_got_and_is_silent_after():
     watched = Watched()
     watched.send(0.0, attempt(0, 512, 1000))
