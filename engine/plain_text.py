@@ -45,6 +45,7 @@ class PlainText:
         self._aliases = {text: f"\ufdfe{nonce}.{token_id}\ufdff" for text, token_id in self._control.items()}
         self._spelled = re.compile(_pattern(self._control))
         self._beginnings = {text[:length] for text in self._control for length in range(1, len(text))}
+        self._first_characters = {text[0] for text in self._control if text}
         self._max_beginning = max(map(len, self._beginnings), default=0)
         self._library = _same_vocabulary(library)
         self._ids = self._add(added)
@@ -113,7 +114,9 @@ class PlainText:
             done = match.start() + 1
         parts.append(text[done:])
         tail = text[-self._max_beginning :] if self._max_beginning else ""
-        if any(tail[start:] in self._beginnings for start in range(len(tail))):
+        if not self._first_characters.isdisjoint(tail) and any(
+            tail[start:] in self._beginnings for start in range(len(tail))
+        ):
             parts.append("")
         return mark.join(parts)
 
