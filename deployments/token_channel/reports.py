@@ -21,8 +21,10 @@ _NO_ENGINE = EngineLoad(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class GroupReports:
-    """Sends Load frames. Prefix news goes to all sessions alike, in one numbered series; who joins, or has missed
-    some, waits for a snapshot, from which it goes on with the others.
+    """Sends Load frames, to sessions that are welcome only.
+
+    Prefix news goes to all of them alike, in one numbered series; who joins, or has missed some, waits for a snapshot,
+    from which it goes on with the others.
     """
 
     def __init__(

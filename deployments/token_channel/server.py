@@ -98,7 +98,7 @@ class TokenChannelServer:
 
     def report_load(self) -> None:
         """Send a Load to every gateway if there is work, a change, or nothing was said for a second."""
-        if self._reports.send(list(self._sessions)):
+        if self._reports.send([session for session in self._sessions if session.is_welcome]):
             self._gossip.drop()
 
     async def _report_loads(self) -> None:
@@ -129,7 +129,8 @@ class TokenChannelServer:
 
     async def _serve(self, session: GatewaySession) -> None:
         await session.welcome(self._address.secret)
-        self._reports.send_first(session)
+        if session.is_welcome:
+            self._reports.send_first(session)
 
     def _forget(self, session: GatewaySession) -> None:
         self._sessions.pop(session, None)

@@ -93,6 +93,11 @@ class GatewaySession:
             max_buffered_bytes=max_buffered_bytes,
         )
 
+    @property
+    def is_welcome(self) -> bool:
+        """Whether the gateway has authenticated, so that frames reach it."""
+        return self._is_welcome
+
     async def welcome(self, secret: bytes) -> None:
         """Authenticate and welcome the gateway; one that fails is logged and dropped."""
         try:

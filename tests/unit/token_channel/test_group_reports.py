@@ -292,6 +292,28 @@ def test_the_first_frames_are_the_welcome_and_a_report_with_a_snapshot(run):
     run(main())
 
 
+def test_a_gateway_that_is_slow_to_authenticate_gets_its_snapshot_all_the_same(run):
+    """Red if what is sent before the welcome, and so reaches nobody, counts as told."""
+
+    async def main():
+        cache = Cache()
+        held = cache.hold(1)
+        server = TokenChannelServer(FakeTarget(), SECRET, load_period_s=3600, prefix_feed=lambda: cache.feed)
+        address = await server.start()
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        await until(lambda: server.num_connections == 1)
+        server.report_load()
+        await authenticate_stream(reader, writer, SECRET)
+        frames = [msgspec.msgpack.decode(await read_frame(reader), type=FromGroup) for _ in range(2)]
+        assert isinstance(frames[1], Load)
+        assert frames[1].prefixes is not None
+        assert frames[1].prefixes.stored == held
+        writer.close()
+        await server.close()
+
+    run(main())
+
+
 def test_in_process_a_listener_hears_the_same(run):
     async def main():
         cache, gateway, target = Cache(), Gateway(), FakeTarget()
