@@ -20,7 +20,9 @@ def handle(served):
         def __call__(self, request: dict) -> int:
             return os.getpid()
 
-    config = RequestRouterConfig(request_router_class="deployments.request_router:CostRequestRouter")
+    config = RequestRouterConfig.model_validate(
+        {"request_router_class": "deployments.request_router:CostRequestRouter"}
+    )
     deployment = serve.deployment(
         num_replicas=2, request_router_config=config, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=10
     )(Parrot)
