@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import DeadlineExceeded, EaglerayError, ErrorInfo, ReplicaFailed
+from core.errors import EaglerayError, ErrorInfo, ReplicaFailed
 from engine.agenda import Agenda
 from engine.backlog import Backlog
 from engine.block_pool import BlockPool
 from engine.config import SchedulerConfig
+from engine.deadlines import Deadlines
 from engine.decode_batch import DecodingStays, addressees_of
 from engine.live_request import LiveRequest, RowStay
 from engine.outbox import Outbox
@@ -29,7 +30,7 @@ from engine.request import FinishReason
 from engine.step_writer import ScheduledStep, StepWriter
 from engine.stop_tokens import StopTokens
 from engine.token_log import TokenLog
-from engine.waiting_queue import RequestQueue, WaitingQueue
+from engine.waiting_queue import WaitingQueue
 from parallel.plan import RowToken, StepPlan, StepResult, unpack_integers
 
 _LOG_SLACK = 4
@@ -88,14 +89,12 @@ class Scheduler:
         self._unpublished: list[RowStay] = []
         """Stays that may have full blocks which the prefix cache does not know."""
         self._waiting = WaitingQueue()
-        self._deadlines: RequestQueue[float] = RequestQueue()
-        """By the time of the next look: the latest start of those that wait, the deadline of those that run."""
+        self._deadlines = Deadlines()
 
     def add(self, live: LiveRequest) -> None:
         """Queue a request. It must be able to fit an otherwise empty pool."""
         self._waiting.push(live)
-        if live.latest_start_s is not None:
-            self._deadlines.push(live.latest_start_s, live)
+        self._deadlines.add(live)
 
     def plan(self) -> ScheduledStep | None:
         """Return the next step, or None when nothing can be computed before a result comes or a request arrives."""
@@ -140,13 +139,8 @@ class Scheduler:
 
     def expire(self, now_s: float) -> None:
         """End every request whose deadline has passed, and those waiting that can no longer meet theirs."""
-        while (look_at_s := self._deadlines.peek_key()) is not None and look_at_s <= now_s:
-            live = self._deadlines.pop()
-            assert live.deadline_at_s is not None, "only requests with a deadline are looked at"
-            if live.stay is not None and now_s < live.deadline_at_s:
-                self._deadlines.push(live.deadline_at_s, live)
-            else:
-                self.fail(live, _deadline_exceeded(live, now_s))
+        for live, error in self._deadlines.missed(now_s):
+            self.fail(live, error)
 
     # Planning
 
@@ -324,20 +318,15 @@ class Scheduler:
             stay.num_published_blocks = len(stay.blocks)
             self._end(live, error=token.error)
         elif token.token_id in live.stop_ids:
-            self._note_length(live)
+            _note_length(live, self._backlog)
             self._end(live, finish_reason="stop", stop_token_id=token.token_id)
         else:
             self.counters.num_generated_tokens += 1
             is_last = live.num_tokens >= live.max_length
             if is_last:
-                self._note_length(live)
+                _note_length(live, self._backlog)
                 self._leave(live)
             self._outbox.put_token(live, token, "length" if is_last else None)
-
-    def _note_length(self, live: LiveRequest) -> None:
-        """Have later requests be expected to be like this one, which ends as it was meant to."""
-        num_prompt = live.request.num_prompt_tokens
-        self._backlog.estimates.note_end(num_prompt, live.num_tokens - num_prompt)
 
     def _end(
         self,
@@ -366,13 +355,10 @@ def _order(stay: RowStay) -> tuple[float, int]:
     return stay.live.order
 
 
-def _deadline_exceeded(live: LiveRequest, now_s: float) -> DeadlineExceeded:
-    deadline = f"the deadline of {live.request.deadline_s:g} s"
-    if live.deadline_at_s is not None and now_s < live.deadline_at_s:
-        return DeadlineExceeded(f"{deadline} can no longer be met; the request was waiting and nothing was computed")
-    state = "waiting" if live.stay is None else "running"
-    num_output = live.num_tokens - live.request.num_prompt_tokens
-    return DeadlineExceeded(f"{deadline} passed while {state}, {num_output} tokens generated")
+def _note_length(live: LiveRequest, backlog: Backlog) -> None:
+    """Have later requests be expected to be like this one, which ends as it was meant to."""
+    num_prompt = live.request.num_prompt_tokens
+    backlog.estimates.note_end(num_prompt, live.num_tokens - num_prompt)
 
 
 def _check_answers(step: ScheduledStep, result: StepResult) -> None:
