@@ -228,10 +228,12 @@ class RayRanks:
 
 def _kill_rank(pid: int) -> None:
     """Kill a process of this machine if it is a rank: its number may mean another one by now."""
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
         process = psutil.Process(pid)
         if " ".join(process.cmdline()).startswith(f"ray::{RankActor.__name__}"):
             process.kill()
+            # Its peers are free when it is gone, which takes as long as its memory takes to be freed.
+            process.wait(_STOP_TIMEOUT_S)
 
 
 def incident_folder(config: RestartConfig) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from engine.rank_pools.incidents import RankFacts
 from engine.rank_pools.launcher import RankLauncher
-from engine.rank_pools.options import PoolOptions
+from engine.rank_pools.options import LOOPBACK, PoolOptions
 from engine.rank_pools.reception import Guest, Reception
 from engine.rank_pools.spare import Prepare, Spare
 from engine.rank_pools.watch import OnLost, RankWatch
@@ -62,7 +62,7 @@ class Crew:
         of_seat = {guest.seat: guest for guest in guests}
         for rank, seat in seats.items():
             self._guests[rank] = of_seat[seat]
-            self.watch.add(seat, of_seat[seat].pulse)
+            self._listen_to(of_seat[seat])
 
     def dismiss(self, rank: int) -> None:
         """Kill a rank's process; returns when it is gone."""
@@ -120,8 +120,12 @@ class Crew:
         spare, self._spare = self._spare, None
         guest = None if spare is None else spare.take(time.monotonic() + self._options.join_timeout_s)
         if guest is not None:
-            self.watch.add(guest.seat, guest.pulse)
+            self._listen_to(guest)
         return guest
+
+    def _listen_to(self, guest: Guest) -> None:
+        is_here = self._options.leader_host == LOOPBACK
+        self.watch.add(guest.seat, guest.pulse, guest.pid if is_here else None)
 
     def _free_seats(self) -> Sequence[int]:
         taken = {guest.seat for guest in self._guests.values()} | set(self._starting.values())

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+LOOPBACK = "127.0.0.1"
+"""As `leader_host` it means that every rank is on the leader's machine."""
+
 
 @dataclass(frozen=True)
 class PoolOptions:
@@ -12,7 +15,7 @@ class PoolOptions:
     """`cpu` or `cuda`, of every rank."""
     num_threads: int = 1
     """CPU threads of each rank."""
-    leader_host: str = "127.0.0.1"
+    leader_host: str = LOOPBACK
     """Address of this machine that every rank can reach; nothing listens on any other."""
     collective_timeout_s: float = 30.0
     join_timeout_s: float = 120.0

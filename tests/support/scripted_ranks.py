@@ -1,5 +1,6 @@
 """A RankLauncher whose ranks are threads that follow a script, for testing the leader's end of the rank channel."""
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ Script = Callable[[RankSpec, LeaderSocket], None]
 
 def arrive(spec: RankSpec, channel: LeaderSocket) -> Enlist:
     """Say Arrived; return what the process is enlisted as."""
-    channel.send(Arrived(spec.seat, 1000 + spec.seat))
+    channel.send(Arrived(spec.seat, os.getpid()))
     return await_enlistment(channel)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from core.frames import ConnectionLost, receive_frame, send_frame
 from engine.rank_pools.reception import PulseConnection
-from engine.rank_pools.watch import GONE, RankWatch
+from engine.rank_pools.watch import GONE, RankWatch, is_exiting
 from parallel.cpu.library import KernelLibrary
 from parallel.rank import messages, pulse
 from parallel.rank.pulse import NativeBeats, PythonBeats, RankPulse
@@ -159,3 +159,18 @@ def test_a_rank_that_was_dismissed_is_not_missed(watch, pair):
     theirs.close()
     with pytest.raises(queue.Empty):
         lost.get(timeout=0.3)
+
+
+@pytest.mark.parametrize(
+    ("stat", "expected"),
+    [
+        (b"7 (ray::Rank) x) S 1 1 1 0 -1 4194560 9 9", False),
+        (b"7 (ray::Rank) x) R 1 1 1 0 -1 4194564 9 9", True),
+        (b"7 (python) Z 1 1 1 0 -1 4194560 9 9", True),
+    ],
+)
+def test_a_process_that_has_begun_to_end_is_known_by_its_state_or_flags(tmp_path, stat, expected):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_bytes(stat)
+    assert is_exiting(7, tmp_path) is expected
+    assert not is_exiting(8, tmp_path), "of one that is not there its connection will tell"
