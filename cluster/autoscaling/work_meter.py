@@ -47,7 +47,8 @@ class WorkMeter:
         most_rows = min(self._max_running, load.max_kv_tokens / num_kv_tokens if num_kv_tokens else math.inf)
         token_s = costs.base_s / max(1.0, most_rows) + costs.sequence_s + costs.kv_token_s * num_kv_tokens
         return GroupWork(
-            prefill_load=prefill_rate * costs.prefill_token_s,
+            # Prompts fill steps, each of which has its fixed cost too.
+            prefill_load=prefill_rate * (costs.prefill_token_s + costs.base_s / max(1, load.max_step_tokens)),
             decode_load=output_rate * token_s,
             # The wait counts outputs too once rows are short; prefills count even before it can be predicted.
             backlog_s=max(load.wait_s, load.num_uncached_tokens * costs.prefill_token_s),

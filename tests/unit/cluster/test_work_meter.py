@@ -16,7 +16,7 @@ COSTS = StepCosts(base_s=0.01, prefill_token_s=0.001, sequence_s=0.001, kv_token
 
 def load(**changes):
     fields = dict.fromkeys(EngineLoad.__struct_fields__, 0)
-    return EngineLoad(**(fields | {"step_costs": COSTS, "max_kv_tokens": 1000} | changes))
+    return EngineLoad(**(fields | {"step_costs": COSTS, "max_kv_tokens": 1000, "max_step_tokens": 10**9} | changes))
 
 
 def test_uncached_prompts_that_arrive_are_prefill_load():
@@ -25,6 +25,13 @@ def test_uncached_prompts_that_arrive_are_prefill_load():
     # In 10 s: 3000 tokens began, 1000 of them cached, and 500 wait. One group does 1000 in a second.
     work = meter.measure(10.0, load(num_prompt_tokens=3000, num_cached_prompt_tokens=1000, num_uncached_tokens=500))
     assert work.prefill_load == pytest.approx(0.25)
+
+
+def test_a_step_of_prompts_has_its_fixed_cost_too():
+    meter = WorkMeter(max_running=10)
+    meter.measure(0.0, load())
+    work = meter.measure(10.0, load(num_prompt_tokens=2500, max_step_tokens=100))
+    assert work.prefill_load == pytest.approx(250 * 0.001 + 2.5 * 0.01)
 
 
 def test_a_single_stream_is_a_small_part_of_what_a_full_group_decodes():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.routing.base import GroupView, RoutingRequest
-from cluster.routing.cost import CostPolicy, predict
+from cluster.routing.cost import WORK_WEIGHT, CostPolicy, predict
 from core.errors import Overloaded
 from engine.step_costs import StepCosts
 
@@ -33,7 +33,7 @@ def test_the_first_token_of_an_idle_group_takes_the_prompt_and_its_steps():
     work_s = 1000 * 0.001 * (1 + 1000 / 120_000)
     ttft_s, burden_s = predict([group()], REQUEST)
     assert ttft_s == [pytest.approx(work_s + 2 * 0.01)]
-    assert burden_s == [pytest.approx(3 * work_s + 100 * 1e-6 * 1000)]
+    assert burden_s == [pytest.approx(WORK_WEIGHT * work_s + 100 * 1e-6 * 1000)]
 
 
 def test_a_cached_prefix_wins_among_idle_groups():
@@ -69,7 +69,7 @@ def test_jitter_spreads_what_would_herd():
 
 
 def test_within_the_target_the_least_burden_wins_over_an_earlier_token():
-    idle, warm = group("a"), group("b", num_cached_tokens=960, num_queued_tokens=4500)
+    idle, warm = group("a"), group("b", num_cached_tokens=960, num_queued_tokens=7500)
     assert pick(idle, warm) == "a"
     assert pick(idle, warm, request=REQUEST._replace(ttft_target_s=10.0)) == "b"
 
