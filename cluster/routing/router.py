@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from cluster.routing.base import GroupView, RoutingPolicy, RoutingRequest
+from cluster.routing.breaker import Breaker
 from cluster.routing.eligibility import EligibilityConfig, eligible
 from cluster.routing.ledger import Ledger
 from cluster.routing.output_lengths import OutputLengths
@@ -67,6 +68,10 @@ class Router:
     def note_placed(self, group_id: str, placement: Placement) -> None:
         """Take what a group accepted from another router since its last report."""
         self._ledger(group_id).note_placed(placement)
+
+    def renewed(self, group_id: str) -> None:
+        """Take note that the group has begun anew: what broke requests there is gone."""
+        self._ledger(group_id).breaker = Breaker()
 
     def forget(self, group_id: str) -> None:
         """Drop what is known of a group; open reservations on it may still be released."""

@@ -167,6 +167,8 @@ class GroupDirectory:
             return  # overtaken on its way
         else:
             is_change = status != group.status
+            if status.generation > group.status.generation:
+                self._router.renewed(status.group_id)
         group.status = status
         group.seen_s = self._clock.now_s()
         group.link.want(status.channel if status.state in ("ready", "draining") else None)

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from cluster.routing.base import RoutingRequest
 from cluster.routing.policies import LeastOutstandingTokens
 from cluster.routing.router import Router
 from cluster.status import ChannelAddress, GroupStatus
@@ -103,6 +104,21 @@ def test_only_a_ready_and_connected_group_gets_work(run):
         await world.announce(ready("g1", state="draining"))
         assert world.directory.open_groups("tiny") == []
         assert world.transports[0].is_open, "a draining group still streams"
+        await world.directory.close()
+
+    run(main())
+
+
+def test_a_new_generation_of_a_group_gets_work_at_once_whatever_the_former_one_broke(run):
+    async def main():
+        world = World()
+        await world.announce(ready("g1"), ready("g2"))
+        for _ in range(3):
+            with world.router.reserve(["g1"], RoutingRequest(1, 1)) as reservation:
+                reservation.failed()
+        await world.announce(ready("g1", generation=1))
+        picked = {world.router.reserve(["g1", "g2"], RoutingRequest(1, 1)).group_id for _ in range(2)}
+        assert picked == {"g1", "g2"}
         await world.directory.close()
 
     run(main())

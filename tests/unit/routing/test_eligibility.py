@@ -67,6 +67,14 @@ def test_three_failures_keep_requests_away_for_a_while():
     assert world.pick("a") == "a"  # nothing else is left to try
 
 
+def test_a_group_that_has_begun_anew_is_not_blamed_for_what_broke_before():
+    world = World(eject_after_s=None)
+    for _ in range(3):
+        world.fail("a")
+    world.router.renewed("a")
+    assert {world.pick() for _ in range(2)} == {"a", "b"}
+
+
 def test_failures_long_ago_do_not_count():
     world = World(eject_after_s=None)
     for _ in range(6):
