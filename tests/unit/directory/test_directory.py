@@ -116,7 +116,7 @@ def test_a_new_generation_of_a_group_gets_work_at_once_whatever_the_former_one_b
         for _ in range(3):
             with world.router.reserve(["g1"], RoutingRequest(1, 1)) as reservation:
                 reservation.failed()
-        await world.announce(ready("g1", generation=1))
+        await world.announce(ready("g1", generation=9))
         picked = {world.router.reserve(["g1", "g2"], RoutingRequest(1, 1)).group_id for _ in range(2)}
         assert picked == {"g1", "g2"}
         await world.directory.close()
