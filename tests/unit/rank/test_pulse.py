@@ -93,7 +93,7 @@ def test_a_rank_whose_leader_is_gone_ends(pair, beats, monkeypatch):
     rank.stop()
 
 
-def test_the_end_of_a_pulse_is_heard_at_once(watch, pair):
+def test_the_end_of_a_pulse_is_heard_at_once(pair, watch):
     ours, theirs = pair
     ranks, lost = watch(frozen_after_s=60)
     ranks.add(1, PulseConnection(ours, needs_gil=False))
@@ -101,7 +101,7 @@ def test_the_end_of_a_pulse_is_heard_at_once(watch, pair):
     assert lost.get(timeout=TIMEOUT_S) == (1, GONE)
 
 
-def test_a_silent_rank_is_frozen_and_one_that_beats_is_not(watch, pair):
+def test_a_silent_rank_is_frozen_and_one_that_beats_is_not(pair, watch):
     silent, _kept = socket.socketpair()
     ours, theirs = pair
     ranks, lost = watch(frozen_after_s=0.5)
@@ -116,7 +116,7 @@ def test_a_silent_rank_is_frozen_and_one_that_beats_is_not(watch, pair):
     heart.stop()
 
 
-def test_a_rank_whose_pulse_needs_the_interpreter_lock_is_given_more_time(watch, pair):
+def test_a_rank_whose_pulse_needs_the_interpreter_lock_is_given_more_time(pair, watch):
     silent, _kept = socket.socketpair()
     ranks, lost = watch(frozen_after_s=0.3)
     ranks.add(0, PulseConnection(pair[0], needs_gil=True))
@@ -126,7 +126,7 @@ def test_a_rank_whose_pulse_needs_the_interpreter_lock_is_given_more_time(watch,
         lost.get(timeout=0.3)
 
 
-def test_a_leader_that_did_not_run_itself_blames_nobody(watch, pair):
+def test_a_leader_that_did_not_run_itself_blames_nobody(pair, watch):
     clock = FakeClock()
     ranks, lost = watch(2.0, clock)
     ranks.add(0, PulseConnection(pair[0], needs_gil=False))
@@ -136,7 +136,7 @@ def test_a_leader_that_did_not_run_itself_blames_nobody(watch, pair):
         lost.get(timeout=0.5)
 
 
-def test_stacks_are_asked_of_those_that_live_and_the_frozen_are_not_waited_for(watch, pair):
+def test_stacks_are_asked_of_those_that_live_and_the_frozen_are_not_waited_for(pair, watch):
     silent, _kept = socket.socketpair()
     ours, theirs = pair
     ranks, _ = watch(frozen_after_s=60)
@@ -151,7 +151,7 @@ def test_stacks_are_asked_of_those_that_live_and_the_frozen_are_not_waited_for(w
     assert ranks.stacks(0.5) == {0: "in all_reduce"}
 
 
-def test_a_rank_that_was_dismissed_is_not_missed(watch, pair):
+def test_a_rank_that_was_dismissed_is_not_missed(pair, watch):
     ours, theirs = pair
     ranks, lost = watch(frozen_after_s=60)
     ranks.add(1, PulseConnection(ours, needs_gil=False))
