@@ -284,8 +284,12 @@ class Engine:
         self._intake.forget(self._outbox.take_ended())
 
     def _end_all(self, error: EaglerayError) -> None:
+        untouched = error
+        if isinstance(error, ReplicaFailed):
+            # Whatever broke the ranks, it was none of the requests that no step has computed; so they are not accused.
+            untouched = NotReady(f"not begun when {error.message}", retry_after_s=RETRY_AFTER_S)
         for live in self._intake.live():
-            self._scheduler.fail(live, error)
+            self._scheduler.fail(live, untouched if live.stay is None else error)
         self._tell()
 
     def _refuse_for(self, error: EaglerayError) -> EaglerayError:

@@ -2,7 +2,8 @@
 
 A group dies under every request it holds, so its death accuses all of them. What clears a request is a new token; what
 convicts one is that groups keep dying under it while it gets none. Before the last attempt the accused are tried one by
-one (see `UnbrokenStreams`), so that an innocent does not die of its neighbour a third time.
+one (see `UnbrokenStreams`), so that an innocent does not die of its neighbour a third time; one that could not have its
+turn is given twice as many attempts.
 """
 
 import hashlib
@@ -31,9 +32,14 @@ class Strikes:
     def __init__(self) -> None:
         self._num_without_token = 0
         self._num_in_a_row = 0
+        self._was_alone = False
 
-    def died(self, num_new_tokens: int) -> None:
-        """Count the death of a group that had accepted the request and gave `num_new_tokens`."""
+    def died(self, num_new_tokens: int, was_alone: bool = True) -> None:
+        """Count the death of a group that worked on the request and gave `num_new_tokens`.
+
+        `was_alone`: no other suspect was being tried.
+        """
+        self._was_alone = was_alone
         self._num_without_token = self._num_without_token + 1 if num_new_tokens == 0 else 0
         self._num_in_a_row = self._num_in_a_row + 1 if num_new_tokens < _CLEARING_TOKENS else 0
 
@@ -51,8 +57,9 @@ class Strikes:
     @property
     def is_convicted(self) -> bool:
         """Whether it is given up."""
+        patience = 1 if self._was_alone else 2
         without, in_a_row = self._num_without_token, self._num_in_a_row
-        return without >= _MAX_DEATHS_WITHOUT_TOKEN or in_a_row >= _MAX_DEATHS_IN_A_ROW
+        return without >= patience * _MAX_DEATHS_WITHOUT_TOKEN or in_a_row >= patience * _MAX_DEATHS_IN_A_ROW
 
 
 class Quarantine:

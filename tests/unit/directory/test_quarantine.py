@@ -35,6 +35,15 @@ def test_new_tokens_clear_a_request_and_deaths_in_a_row_convict_it(num_tokens, i
     assert (strikes.is_suspect, strikes.is_convicted) == (is_suspect, is_convicted)
 
 
+def test_one_that_was_never_tried_alone_gets_twice_as_many_attempts():
+    strikes = Strikes()
+    for _ in range(5):
+        strikes.died(0, was_alone=False)
+    assert not strikes.is_convicted
+    strikes.died(0, was_alone=False)
+    assert strikes.is_convicted
+
+
 @pytest.mark.parametrize(("num_tokens", "clearing"), [([0, 0], 1), ([1] * 7, 16)])
 def test_a_suspect_is_cleared_by_what_its_former_attempts_did_not_bring(num_tokens, clearing):
     strikes = strikes_after(*num_tokens)

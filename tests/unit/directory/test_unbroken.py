@@ -295,7 +295,7 @@ def test_innocents_finish_while_the_request_that_kills_groups_is_given_up_after_
     run(main())
 
 
-def test_a_request_given_up_in_the_company_of_another_suspect_may_be_sent_again(run):
+def test_two_that_kill_are_given_up_one_after_the_other_each_when_it_was_alone(run):
     async def main():
         fleet = await Fleet("g1", "g2", limits=StreamLimits(resume_wait_s=0)).start()
         readers = [await reading(fleet, generation_request(f"r{length}", length)) for length in (7, 9)]
@@ -308,7 +308,7 @@ def test_a_request_given_up_in_the_company_of_another_suspect_may_be_sent_again(
             with pytest.raises(RequestQuarantined):
                 await reader.task
         again = [generation_request("again", length) for length in (7, 9)]
-        assert sum(fleet.streams.quarantine.has("tiny", request) for request in again) == 1
+        assert sum(fleet.streams.quarantine.has("tiny", request) for request in again) == 2
         await fleet.close()
 
     run(main())

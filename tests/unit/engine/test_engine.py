@@ -158,13 +158,13 @@ def test_blocks_of_a_request_whose_logits_broke_are_never_found_again(sink):
     assert sink.tokens("next") == expected_tokens(prompt, 6, 1000)
 
 
-def test_rank_failure_ends_every_request_with_that_error_and_run_returns_it(sink):
+def test_rank_failure_ends_what_was_computed_with_that_error_and_hands_back_the_rest_unaccused(sink):
     engine = engine_of(FakeRankPool(dies_at_step=3), config=make_config(scheduler={"max_running": 1}))
     for name in "ab":
         engine.submit(make_request(name, [1, 2], max_tokens=20), sink)
     failure = engine.run()
     assert isinstance(failure, RankDied)
-    assert {name: event.error.code for name, event in sink.ended.items()} == {"a": "rank_died", "b": "rank_died"}
+    assert {name: event.error.code for name, event in sink.ended.items()} == {"a": "rank_died", "b": "not_ready"}
     with pytest.raises(NotReady, match="rank 0 died at step 3"):
         engine.submit(make_request("c", [1]), sink)
 
@@ -185,7 +185,7 @@ def test_a_result_that_does_not_answer_the_plan_fails_the_replica(sink):
 def test_close_ends_accepted_requests_even_if_the_loop_never_ran(sink):
     engine = engine_of()
     engine.submit(make_request("a", [1, 2]), sink)
-    engine.close(RankDied("told to"))
+    engine.close(Draining("told to"))
     assert sink.ended["a"].error.message == "told to"
     assert engine.run() is None
 
