@@ -58,6 +58,6 @@ def _leave_cores_to_kernels() -> None:
     """Have torch compute with one thread in this process from now on.
 
     What is left to it in a step is small, but OpenMP's other threads spin for a while after each of its operations, on
-    cores that the kernels' own threads are waiting for: decode steps of 8 requests took 11.7 ms instead of 8.0.
+    cores that the kernels' own threads are waiting for, and decode steps took half as long again.
     """
     torch.set_num_threads(1)
