@@ -13,13 +13,11 @@ import asyncio
 import itertools
 import json
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -27,11 +25,10 @@ import aiohttp
 from benchmarks.client import Endpoint, RawStream, closed_loop
 from benchmarks.faults.answers import Answer, Lengths, answers, judged, questions
 from benchmarks.faults.churn import is_refusal, leave_early, send_bad_input
-from benchmarks.faults.fleet import MODEL, Fleet, FleetPlan
-from benchmarks.faults.kills import RECOVERY_TIMEOUT_S, Killer
+from benchmarks.faults.fleet import MODEL, Fleet, FleetPlan, served_fleet
+from benchmarks.faults.kills import Killer
 from benchmarks.faults.watch import ORDINARY, Growth, Watch, growths
 from benchmarks.report import shown, write_report
-from benchmarks.serve_process import served
 from benchmarks.workloads import Planned
 
 NUM_QUESTIONS = 64
@@ -123,13 +120,8 @@ def main(arguments: Sequence[str]) -> int:
     started_at = datetime.now(UTC)
     plan = FleetPlan(num_groups=options.groups, world_size=options.tensor_parallel)
     asked = questions(NUM_QUESTIONS, MIXED, options.seed)
-    with (
-        tempfile.TemporaryDirectory(prefix="eagleray-soak-") as folder,
-        served(plan.write(Path(folder)), {}, is_direct=False) as server,
-    ):
-        fleet = Fleet(server.url, server.root)
-        fleet.wait_until_ready(options.groups, RECOVERY_TIMEOUT_S, besides=frozenset())
-        endpoint = Endpoint(f"{server.url}/v1", MODEL)
+    with served_fleet(plan) as fleet:
+        endpoint = Endpoint(f"{fleet.url}/v1", MODEL)
         undisturbed = answers(asyncio.run(closed_loop(endpoint, asked, options.streams, 600)), NUM_QUESTIONS)
         killer = Killer(fleet, options.leader_share, options.seed)
         with Watch(fleet.processes) as watch:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 
 import msgspec
-from pydantic import PositiveFloat, PositiveInt, field_validator
+from pydantic import PositiveFloat, PositiveInt
 
 from cluster.routing.base import PRIOR_MAX_STEP_TOKENS, PRIOR_STEP_COSTS, RoutingRequest
 from cluster.routing.eligibility import EligibilityConfig
 from cluster.routing.history import RoutingHistory
-from cluster.routing.policies import POLICIES
+from cluster.routing.policies import POLICIES, PolicyName
 from cluster.routing.reservation import Reservation
 from cluster.routing.router import Router
 from core.config import Config
@@ -32,19 +32,12 @@ LENGTH_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 class HandleRoutesConfig(Config):
     """What is known of the replicas of a deployment that says nothing of itself."""
 
-    policy: str = "cost"
+    policy: PolicyName = "cost"
     """Any of `cluster.routing.policies`."""
     prefill_tokens_per_s: PositiveFloat = 1 / PRIOR_STEP_COSTS.prefill_token_s
     """Prompt tokens that a replica computes a second; four times too many or too few matters little."""
     cached_tokens: PositiveInt = 500_000
     """Tokens that a replica's prefix cache holds."""
-
-    @field_validator("policy")
-    @classmethod
-    def _is_known(cls, policy: str) -> str:
-        if policy not in POLICIES:
-            raise ValueError(f"no such routing policy; use one of {', '.join(sorted(POLICIES))}")
-        return policy
 
 
 class HandleRequest(msgspec.Struct, frozen=True):

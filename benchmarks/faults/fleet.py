@@ -4,10 +4,12 @@ Made to be broken: ranks restart in place as often as they die, and weights are 
 """
 
 import json
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -17,12 +19,14 @@ import psutil
 import yaml
 
 from benchmarks.report import ROOT
-from benchmarks.serve_process import role_of
+from benchmarks.serve_process import role_of, served
 from core.config import read_yaml
 
 BASE_CONFIG = ROOT / "configs" / "tp2-two-replicas.yaml"
 MODEL = "smollm2-135m"
 POLL_S = 0.05
+RECOVERY_TIMEOUT_S = 120.0
+"""More than a group takes to start on two busy cores."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,18 @@ class Fleet:
         except urllib.error.HTTPError as refusal:
             with refusal:
                 return refusal.read().decode()
+
+
+@contextmanager
+def served_fleet(plan: FleetPlan) -> Iterator[Fleet]:
+    """Yield a server whose groups are all ready; it is gone afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="eagleray-fleet-") as folder,
+        served(plan.write(Path(folder)), {}, is_direct=False) as server,
+    ):
+        fleet = Fleet(server.url, server.root)
+        fleet.wait_until_ready(plan.num_groups, RECOVERY_TIMEOUT_S, besides=frozenset())
+        yield fleet
 
 
 def samples(exposition: str, name: str) -> dict[str, float]:

@@ -14,27 +14,23 @@ those are the gateway counts; they are taken to be the ones that waited longest.
 import argparse
 import asyncio
 import itertools
-import json
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.client import Endpoint, RawStream, closed_loop
 from benchmarks.faults.answers import Answer, answers, judged, questions, waits_after
-from benchmarks.faults.fleet import MODEL, Fleet, FleetPlan
-from benchmarks.report import shown, summary, write_report
-from benchmarks.serve_process import served
+from benchmarks.faults.fleet import MODEL, RECOVERY_TIMEOUT_S, Fleet, FleetPlan, served_fleet
+from benchmarks.faults.verdict import conclude
+from benchmarks.report import summary
 from benchmarks.workloads import Planned
 
 NUM_QUESTIONS = 64
 RESUMES = "eagleray_stream_resumes_total"
-RECOVERY_TIMEOUT_S = 120.0
 MAX_PAUSE_S = 2.0
 """A kill comes at a random time within this, after all groups are ready."""
 
@@ -125,13 +121,8 @@ def main(arguments: Sequence[str]) -> int:
     started_at = datetime.now(UTC)
     plan = FleetPlan(num_groups=options.groups, world_size=options.tensor_parallel)
     asked = questions(NUM_QUESTIONS, seed=options.seed)
-    with (
-        tempfile.TemporaryDirectory(prefix="eagleray-kills-") as folder,
-        served(plan.write(Path(folder)), {}, is_direct=False) as server,
-    ):
-        fleet = Fleet(server.url, server.root)
-        fleet.wait_until_ready(options.groups, RECOVERY_TIMEOUT_S, besides=frozenset())
-        endpoint = Endpoint(f"{server.url}/v1", MODEL)
+    with served_fleet(plan) as fleet:
+        endpoint = Endpoint(f"{fleet.url}/v1", MODEL)
         undisturbed = answers(asyncio.run(closed_loop(endpoint, asked, options.streams, 600)), NUM_QUESTIONS)
         killer = Killer(fleet, options.leader_share, options.seed)
         streams = asyncio.run(under_fire(endpoint, asked, options.streams, killer, options.kills))
@@ -140,11 +131,7 @@ def main(arguments: Sequence[str]) -> int:
         "undisturbed_errors": judged(undisturbed, undisturbed, asked).errors,
         **figures(killer.kills, answers(streams, NUM_QUESTIONS), undisturbed, asked),
     }
-    sys.stdout.write(json.dumps(report, indent=1) + "\n")
-    if options.save:
-        sys.stdout.write(f"{shown(write_report('faults-kills', started_at, report))}\n")
-    verdict = report["verdict"]
-    return 1 if verdict["errors"] or verdict["num_unequal"] or report["undisturbed_errors"] else 0
+    return conclude("faults-kills", started_at, report, options.save)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

@@ -11,7 +11,6 @@ undisturbed run.
 import argparse
 import asyncio
 import itertools
-import json
 import sys
 import tempfile
 import time
@@ -28,7 +27,8 @@ from benchmarks.faults.answers import Answer, Lengths, answers, judged, question
 from benchmarks.faults.fleet import MODEL, Fleet, FleetPlan
 from benchmarks.faults.kills import RESUMES
 from benchmarks.faults.ray_nodes import NodePlan, RayNode, ray_head, serve_deploy
-from benchmarks.report import shown, summary, write_report
+from benchmarks.faults.verdict import conclude
+from benchmarks.report import summary
 from benchmarks.serve_process import free_port
 from benchmarks.workloads import Planned
 
@@ -163,11 +163,7 @@ def main(arguments: Sequence[str]) -> int:
         "undisturbed_errors": judged(undisturbed, undisturbed, asked).errors,
         **figures(operator.changes, answers(streams, NUM_QUESTIONS), undisturbed, asked),
     }
-    sys.stdout.write(json.dumps(report, indent=1) + "\n")
-    if options.save:
-        sys.stdout.write(f"{shown(write_report('faults-rolling', started_at, report))}\n")
-    verdict = report["verdict"]
-    return 1 if verdict["errors"] or verdict["num_unequal"] or report["undisturbed_errors"] else 0
+    return conclude("faults-rolling", started_at, report, options.save)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

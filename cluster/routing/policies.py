@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from random import Random
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from cluster.routing.base import RoutingPolicy
 from cluster.routing.baselines.dynamo import DynamoLinear
@@ -27,3 +30,13 @@ POLICIES: Mapping[str, Callable[[Random], RoutingPolicy]] = {
     "sglang": SGLangCacheAware,
 }
 """Built with a generator of their own: those that choose at random draw from it and from nothing else."""
+
+
+def _known(name: str) -> str:
+    if name not in POLICIES:
+        raise ValueError(f"no such routing policy; use one of {', '.join(sorted(POLICIES))}")
+    return name
+
+
+PolicyName = Annotated[str, AfterValidator(_known)]
+"""A key of POLICIES, in configurations."""

@@ -34,7 +34,7 @@ class Strikes:
         self._num_in_a_row = 0
         self._was_alone = False
 
-    def died(self, num_new_tokens: int, was_alone: bool = True) -> None:
+    def died(self, num_new_tokens: int, *, was_alone: bool) -> None:
         """Count the death of a group that worked on the request and gave `num_new_tokens`.
 
         `was_alone`: no other suspect was being tried.
@@ -50,7 +50,7 @@ class Strikes:
 
     @property
     def is_suspect(self) -> bool:
-        """Whether one more death convicts it."""
+        """Whether one more death convicts it, if it is alone then."""
         without, in_a_row = self._num_without_token, self._num_in_a_row
         return without >= _MAX_DEATHS_WITHOUT_TOKEN - 1 or in_a_row >= _MAX_DEATHS_IN_A_ROW - 1
 

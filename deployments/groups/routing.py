@@ -1,12 +1,11 @@
 """How a gateway routes: the policy by name, and what the router is told of a request."""
 
 from random import Random
-from typing import Annotated
 
-from pydantic import AfterValidator, PositiveFloat
+from pydantic import PositiveFloat
 
 from cluster.routing.base import RoutingRequest
-from cluster.routing.policies import POLICIES
+from cluster.routing.policies import POLICIES, PolicyName
 from cluster.routing.router import Router
 from core.clock import Clock
 from core.config import Config
@@ -15,16 +14,10 @@ from engine.request import GenerationRequest
 from parallel.plan import pack_integers
 
 
-def _known(policy: str) -> str:
-    if policy not in POLICIES:
-        raise ValueError(f"no such routing policy; use one of {', '.join(sorted(POLICIES))}")
-    return policy
-
-
 class RoutingConfig(Config):
     """How a replica group is chosen for a request."""
 
-    policy: Annotated[str, AfterValidator(_known)] = "cost"
+    policy: PolicyName = "cost"
     """`cost` predicts seconds from each group's queue, cache and learned speed. Others are there to compare with:
     `random`, `round-robin`, `power-of-two`, `least-requests`, `least-tokens`, `ray-prefix`, `sglang`, `dynamo`,
     `llm-d`."""

@@ -159,7 +159,7 @@ class UnbrokenStream:
 
     def _count_death(self, was_alone: bool) -> None:
         """Hold the death of the group against the request. Raises RequestQuarantined if that was one too many."""
-        self._strikes.died(self._num_new_tokens, was_alone)
+        self._strikes.died(self._num_new_tokens, was_alone=was_alone)
         if self._strikes.is_convicted:
             shared = self._shared
             if was_alone:  # else it may have died of another, and is welcome to be sent again

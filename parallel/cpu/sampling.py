@@ -4,9 +4,11 @@ S rows, V vocabulary rows on this rank, P rows with a temperature, K candidates.
 """
 
 from ctypes import byref
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel.cpu import abi
@@ -14,6 +16,15 @@ from parallel.cpu.library import KernelLibrary
 from parallel.cpu.threads import ThreadPool
 from parallel.sampling.rows import SampleBatch
 from parallel.sampling.sampler import Sampled, Sampler
+
+
+class BestRows(NamedTuple):
+    """Each row's most likely token."""
+
+    logit_S: NDArray[np.float32]
+    column_S: NDArray[np.int64]
+    is_sound_S: NDArray[np.bool_]
+    """False where some logit is NaN or infinite, or where no token is allowed at all."""
 
 
 class CpuRowKernels:
@@ -25,19 +36,23 @@ class CpuRowKernels:
 
     def best(self, logits_SV: Tensor) -> tuple[Tensor, Tensor]:
         """Return each row's largest logit and where it first is."""
+        best = self.best_rows(logits_SV)
+        return torch.from_numpy(best.logit_S), torch.from_numpy(best.column_S)
+
+    def best_rows(self, logits_SV: Tensor) -> "BestRows":
+        """Return the same as arrays, and which rows are sound."""
         num_rows, num_columns = logits_SV.shape
-        best_S, index_S = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.int64)
-        is_sound_S = torch.empty(num_rows, dtype=torch.bool)
+        best = BestRows(np.empty(num_rows, np.float32), np.empty(num_rows, np.int64), np.empty(num_rows, np.bool_))
         self._calls.eg_best(
             self._threads.pointer,
             logits_SV.data_ptr(),
             num_rows,
             num_columns,
-            best_S.data_ptr(),
-            index_S.data_ptr(),
-            is_sound_S.data_ptr(),
+            best.logit_S.ctypes.data,
+            best.column_S.ctypes.data,
+            best.is_sound_S.ctypes.data,
         )
-        return best_S, index_S
+        return best
 
     def top(self, logits_SV: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Return the largest logits of each row, and where they are."""
@@ -85,28 +100,16 @@ class GreedyInOneCall:
     After a step's weights Python's own code and objects are out of the cache, and every line of it is slow.
     """
 
-    def __init__(self, library: KernelLibrary, threads: ThreadPool, sampler: Sampler) -> None:
+    def __init__(self, kernels: CpuRowKernels, sampler: Sampler) -> None:
         """`sampler` does all other steps."""
-        self._calls = library.calls
-        self._threads = threads
+        self._kernels = kernels
         self._sampler = sampler
 
     def sample(self, logits_SV: Tensor, batch: SampleBatch) -> Sampled:
         """Return one token for each row; mutates `logits_SV` where it is edited."""
         if len(batch.random_P) or len(batch.logprobs_L) or batch.edits is not None:
             return self._sampler.sample(logits_SV, batch)
-        num_rows, num_columns = logits_SV.shape
-        best_S, token_ids_S = np.empty(num_rows, np.float32), np.empty(num_rows, np.int64)
-        is_sound_S = np.empty(num_rows, np.bool_)
-        self._calls.eg_best(
-            self._threads.pointer,
-            logits_SV.data_ptr(),
-            num_rows,
-            num_columns,
-            best_S.ctypes.data,
-            token_ids_S.ctypes.data,
-            is_sound_S.ctypes.data,
-        )
-        is_failed_S = ~is_sound_S
-        token_ids_S[is_failed_S] = 0
-        return Sampled(token_ids_S, is_failed_S, {})
+        best = self._kernels.best_rows(logits_SV)
+        is_failed_S = ~best.is_sound_S
+        best.column_S[is_failed_S] = 0
+        return Sampled(best.column_S, is_failed_S, {})

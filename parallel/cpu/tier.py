@@ -32,9 +32,10 @@ class CpuTier:
         """Return a runner whose step is one C call, or calls of single operations if the group is out of C's reach."""
         _leave_cores_to_kernels()
         forward, reason = self._forward(model, kv, group)
-        sampler: StepSampler = Sampler(group, model.vocab, CPU, CpuRowKernels(self._library, self._threads))
+        kernels = CpuRowKernels(self._library, self._threads)
+        sampler: StepSampler = Sampler(group, model.vocab, CPU, kernels)
         if group.world_size == 1:
-            sampler = GreedyInOneCall(self._library, self._threads, sampler)
+            sampler = GreedyInOneCall(kernels, sampler)
         level = self._library.level
         details = {
             "linear": f"{level}, {model.lm_head.matmul.name} head",

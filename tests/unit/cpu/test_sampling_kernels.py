@@ -224,16 +224,15 @@ def test_greedy_rows_in_one_call_are_those_of_tier_0(library: KernelLibrary):
     logits_SV[1, 7], logits_SV[3] = NAN, -INF
     logits_SV[4, 20] = logits_SV[4, 90] = 50
     greedy = draws(np.empty(0))
-    threads = ThreadPool(library, 2)
     expected = Sampler(SoloGroup(), range(300), CPU).sample(logits_SV.clone(), greedy)
-    sampler = GreedyInOneCall(library, threads, Sampler(SoloGroup(), range(300), CPU))
+    sampler = GreedyInOneCall(CpuRowKernels(library, ThreadPool(library, 2)), Sampler(SoloGroup(), range(300), CPU))
     chosen = sampler.sample(logits_SV, greedy)
     assert chosen.token_ids_S.tolist() == expected.token_ids_S.tolist()
     assert chosen.is_failed_S.tolist() == expected.is_failed_S.tolist() == [False, True, False, True, False, False]
 
 
-def test_rows_that_ask_for_more_than_the_most_likely_token_are_left_to_the_sampler(library: KernelLibrary):
+def test_rows_that_ask_for_more_than_the_most_likely_token_are_left_to_the_sampler(kernels: CpuRowKernels):
     logits_SV, batch = random_logits(5, 300), mixed_draws(5, 300, seed=3)
     expected = Sampler(SoloGroup(), range(300), CPU).sample(logits_SV.clone(), batch)
-    sampler = GreedyInOneCall(library, ThreadPool(library, 1), Sampler(SoloGroup(), range(300), CPU))
+    sampler = GreedyInOneCall(kernels, Sampler(SoloGroup(), range(300), CPU))
     assert sampler.sample(logits_SV, batch).token_ids_S.tolist() == expected.token_ids_S.tolist()

@@ -11,7 +11,7 @@ from tests.support.fake_target import generation_request
 def strikes_after(*num_tokens: int) -> Strikes:
     strikes = Strikes()
     for num in num_tokens:
-        strikes.died(num)
+        strikes.died(num, was_alone=True)
     return strikes
 
 
