@@ -34,8 +34,13 @@ class Crew:
         return self._guests
 
     def rank_at(self, seat: int) -> int | None:
-        """Return which rank sits there; None if none does (any more)."""
-        return next((rank for rank, guest in self._guests.items() if guest.seat == seat), None)
+        """Return which rank sits there; None if none does (any more). Any thread."""
+        return next((rank for rank, guest in list(self._guests.items()) if guest.seat == seat), None)
+
+    def silent(self) -> dict[int, str]:
+        """Return the ranks of which nothing was heard for half the time after which they count as frozen, as such."""
+        said = self.watch.silent()
+        return {rank: said[guest.seat] for rank, guest in self._guests.items() if guest.seat in said}
 
     def start_missing(self) -> None:
         """Have a process started for every rank without one; does not wait. Raises StartupError, ReplicaFailed."""

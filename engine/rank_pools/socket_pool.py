@@ -63,6 +63,7 @@ class SocketRankPool:
         self._failure: EaglerayError | None = None
         # Ranks that the watch found dead or frozen, and what became of them; written by its thread.
         self._lost: dict[int, str] = {}
+        self._lost_lock = threading.Lock()
         self._when_lost: Callable[[], None] = lambda: None
         self._ailing: set[int] = set()
         """Ranks that will not be in the next generation."""
@@ -128,6 +129,10 @@ class SocketRankPool:
         deadline_s = time.monotonic() + timeout_s
 
         def late() -> ReplicaFailed:
+            # The step's time may be up a moment before that of a frozen rank's pulse: it is the cause all the same.
+            self._lost |= self._crew.silent()
+            if self._lost:
+                self._fail([])
             error = StepTimeout(f"step {step} did not finish within {timeout_s:g} s")
             self._keep_incident(error.message)
             return error
@@ -196,6 +201,9 @@ class SocketRankPool:
                 elif is_failure(arrival) and not is_second_hand(arrival):
                     survivors.discard(arrival.rank)
                     self._dismiss(arrival.rank)
+            for rank in survivors & self._lost.keys():
+                survivors.discard(rank)
+                self._dismiss(rank)
             if self._is_closing.is_set():
                 raise RankDied("the ranks were closed")
         for rank in survivors - joined.keys():
@@ -230,6 +238,9 @@ class SocketRankPool:
     def _dismiss(self, rank: int) -> None:
         self._ranks.remove(rank)
         self._crew.dismiss(rank)
+        with self._lost_lock:
+            # Whoever takes its place is another.
+            self._lost.pop(rank, None)
 
     def _rendezvous(self, host: str, deadline_s: float) -> None:
         """Have rank 0 open the store, and tell the others where."""
@@ -288,11 +299,13 @@ class SocketRankPool:
 
     def _note_lost(self, seat: int, what: str) -> None:
         """Have whoever waits for the ranks, or does not, hear of it; called by the watch."""
-        rank = self._crew.rank_at(seat)
-        if rank is not None and not self._is_closing.is_set():
+        with self._lost_lock:
+            rank = self._crew.rank_at(seat)
+            if rank is None or self._is_closing.is_set():
+                return
             self._lost[rank] = what
-            self._ranks.interrupt()
-            self._when_lost()
+        self._ranks.interrupt()
+        self._when_lost()
 
     def _fail(self, failures: list[Arrival]) -> NoReturn:
         """Find the cause, remember it, raise it."""

@@ -54,6 +54,14 @@ class _Patient:
         self.stacks: str | None = None
         self._frames = FrameBuffer()
 
+    def is_lively(self, now_s: float) -> bool:
+        """Whether it gave a sign of life within half the time that is allowed."""
+        return now_s - self.last_beat_s < self.max_silence_s / 2
+
+    def describe_silence(self, now_s: float) -> str:
+        """Say how long it has been silent."""
+        return f"frozen: no sign of life for {now_s - self.last_beat_s:.1f} s"
+
     def hear(self, now_s: float) -> None:
         """Take in what it has sent. Raises ConnectionLost."""
         try:
@@ -102,6 +110,12 @@ class RankWatch:
         with self._news:
             return {seat: now_s - patient.last_beat_s for seat, patient in self._patients.items()}
 
+    def silent(self) -> dict[int, str]:
+        """Return the processes that have been silent for half the time that is allowed them, and for how long."""
+        now_s = self._clock.now_s()
+        with self._news:
+            return {seat: p.describe_silence(now_s) for seat, p in self._patients.items() if not p.is_lively(now_s)}
+
     def stacks(self, timeout_s: float) -> dict[int, str]:
         """Ask every process where its threads are; return what those say that answer in time. Blocks."""
         with self._news:
@@ -111,7 +125,7 @@ class RankWatch:
                     send_frame(patient.sock, b"")
             # A frozen one will not answer: those that beat are waited for.
             now_s = self._clock.now_s()
-            alive = [p for p in self._patients.values() if now_s - p.last_beat_s < p.max_silence_s / 2]
+            alive = [patient for patient in self._patients.values() if patient.is_lively(now_s)]
             self._news.wait_for(lambda: all(patient.stacks is not None for patient in alive), timeout_s)
             return {seat: patient.stacks for seat, patient in self._patients.items() if patient.stacks is not None}
 
@@ -171,11 +185,10 @@ class RankWatch:
         ailing: dict[int, str] = {}
         with self._news:
             for seat, patient in list(self._patients.items()):
-                silence_s = now_s - patient.last_beat_s
                 if patient.pid is not None and is_exiting(patient.pid):
                     ailing[seat] = GONE
                     self.remove(seat)
-                elif silence_s > patient.max_silence_s:
-                    ailing[seat] = f"frozen: no sign of life for {silence_s:.1f} s"
+                elif now_s - patient.last_beat_s > patient.max_silence_s:
+                    ailing[seat] = patient.describe_silence(now_s)
                     self.remove(seat)
         return ailing

@@ -129,6 +129,29 @@ def test_a_survivor_that_joins_a_generation_that_is_over_is_replaced(broken_pool
     assert sorted(spec.seat for spec in launcher.specs) == [0, 0, 1, 1]
 
 
+def test_a_rank_that_is_silent_when_the_time_for_a_step_is_up_is_the_cause_and_is_replaced(broken_pool):
+    # Scripted ranks have no pulse.
+    pool, launcher = broken_pool({0: is_patient}, world_size=1, breaks_with=RankDied, frozen_after_s=0.5)
+    pool.renew(1)
+    start(pool)
+    assert answers(pool) == [RowToken(0, 7)]
+    assert [spec.seat for spec in launcher.specs] == [0, 0], "it was not waited for"
+
+
+def test_a_survivor_that_is_lost_while_it_is_awaited_breaks_nothing_once_more(broken_pool):
+    def is_stuck(spec: RankSpec, channel: LeaderSocket) -> None:
+        get_ready(spec, channel)
+        while channel.receive():
+            pass
+
+    pool, launcher = broken_pool({0: is_stuck, 1: dies_at_first_plan}, rejoin_timeout_s=60)
+    pool.renew(1)
+    pool._note_lost(0, "frozen: no sign of life for 2.0 s")
+    start(pool)
+    assert answers(pool) == [RowToken(0, 7)]
+    assert sorted(spec.seat for spec in launcher.specs) == [0, 0, 1, 1]
+
+
 def test_a_survivor_that_does_not_come_back_in_time_is_replaced(broken_pool):
     def is_stuck(spec: RankSpec, channel: LeaderSocket) -> None:
         get_ready(spec, channel)
