@@ -8,7 +8,8 @@ breaks; then, again and again, once all groups are ready, one process of the ser
 or a leader, which is a Serve replica. Every answer is compared with the undisturbed one.
 
 `kill_to_resumed_s`: from a kill to the next text of each stream that the gateway carried to another group. How many
-those are the gateway counts; they are taken to be the ones that waited longest.
+those are the gateway counts; they are taken to be the ones that waited longest. `kill_to_first_resumed_s`: the
+shortest of these waits, one value a kill.
 """
 
 import argparse
@@ -110,6 +111,7 @@ def figures(
         "verdict": judged(found, undisturbed, asked)._asdict(),
         "num_resumed": sum(kill.num_resumed for kill in kills),
         "kill_to_resumed_s": summary([wait for some in resumed for wait in some]),
+        "kill_to_first_resumed_s": summary([min(some) for some in resumed if some]),
         "kill_to_longest_wait_of_any_stream_s": summary([longest[0] for longest in waits if longest]),
         "by_kind": by_kind,
     }
