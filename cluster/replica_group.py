@@ -97,6 +97,7 @@ class ReplicaGroup:
             num_kv_blocks=0 if now.engine is None else now.engine.load().num_blocks,
             block_size=config.cache.block_size,
             ops=[] if now.engine is None else list(now.engine.ops),
+            places=[] if now.engine is None else list(now.engine.places),
         )
 
     def failure(self) -> EaglerayError | None:

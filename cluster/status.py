@@ -6,6 +6,7 @@ import msgspec
 
 from core.errors import ErrorInfo
 from core.progress import Progress
+from engine.rank_place import RankPlace
 from parallel.ops.choice import OpChoice
 
 GroupState = Literal["starting", "ready", "restarting", "draining", "failed"]
@@ -37,6 +38,8 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 0
     ops: list[OpChoice] = []
     """Which tier runs each operation on rank 0."""
+    places: list[RankPlace] = []
+    """Where each rank runs, once they have joined."""
 
 
 class ChannelAddress(msgspec.Struct, frozen=True):

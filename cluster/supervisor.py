@@ -13,6 +13,7 @@ from core.errors import EaglerayError, NotReady, ReplicaFailed, StartupError
 from core.progress import Progress
 from engine.config import EngineConfig
 from engine.prefix_feed import PrefixFeed
+from engine.rank_place import RankPlace
 from engine.ranks import RankPool
 from engine.request import EngineLoad, EventSink, GenerationRequest, Placement
 from parallel.ops.choice import OpChoice
@@ -46,6 +47,11 @@ class ModelEngine(Protocol):
     @property
     def ops(self) -> Sequence[OpChoice]:
         """Which tier runs each operation."""
+        ...
+
+    @property
+    def places(self) -> Sequence[RankPlace]:
+        """Where each rank runs."""
         ...
 
     @property

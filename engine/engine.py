@@ -23,6 +23,7 @@ from engine.live_request import LiveRequest
 from engine.memory import MemoryPlan
 from engine.outbox import Outbox
 from engine.prefix_cache import PrefixCache
+from engine.rank_place import RankPlace
 from engine.ranks import RankPool
 from engine.request import EngineLoad, EventSink, GenerationRequest, Placement
 from engine.scheduler import Scheduler
@@ -63,15 +64,17 @@ class Engine:
         clock: Clock | None = None,
         prefix_feed: "PrefixFeed | None" = None,
         ops: Sequence[OpChoice] = (),
+        places: Sequence[RankPlace] = (),
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`ranks` must be loaded. It stays the caller's to close.
 
-        `ops` is what they compute with, to be shown; `stats` are measured with `timer`. `prefix_feed` is to hear what
-        the prefix cache holds.
+        `ops` is what they compute with and `places` where they run, to be shown; `stats` are measured with `timer`.
+        `prefix_feed` is to hear what the prefix cache holds.
         """
         self.prefix_feed = prefix_feed
         self.ops = tuple(ops)
+        self.places = tuple(places)
         self.stats = EngineStats()
         self.max_model_len = config.model.max_model_len or spec.max_context
         self._ranks = ranks
@@ -340,5 +343,11 @@ def start_engine(
     for choice in ops:
         logger.info("operation has a tier", extra=msgspec.structs.asdict(choice))
     return Engine(
-        config.model_copy(update={"model": model}), spec, ranks, memory.num_blocks, prefix_feed=prefix_feed, ops=ops
+        config.model_copy(update={"model": model}),
+        spec,
+        ranks,
+        memory.num_blocks,
+        prefix_feed=prefix_feed,
+        ops=ops,
+        places=[RankPlace.of(rank) for rank in joined],
     )

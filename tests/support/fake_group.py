@@ -7,6 +7,7 @@ from cluster.config import ReplicaGroupConfig, RestartConfig
 from core.errors import EaglerayError, ErrorInfo, ReplicaFailed
 from core.progress import Progress
 from engine.config import EngineConfig, ModelConfig
+from engine.rank_place import RankPlace
 from engine.ranks import RankPool
 from engine.request import EngineLoad, EventSink, GenerationRequest, Placement, StepEvents, TokenEvent
 from parallel.ops.choice import OpChoice
@@ -22,6 +23,7 @@ class FakeEngine:
     max_model_len = 2048
     prefix_feed = None
     ops = (OpChoice("linear", "torch", "fake"),)
+    places = (RankPlace(0, "here", 1, "cpu"),)
 
     def __init__(self) -> None:
         self._ended = threading.Event()
