@@ -7,6 +7,7 @@ from core.errors import ErrorInfo
 from engine.decode_batch import Addressee
 from engine.live_request import LiveRequest
 from engine.request import EventSink, FinishReason, StepEvents, TokenEvent
+from engine.request_timings import RequestTimings
 from parallel.plan import RowToken
 
 logger = logging.getLogger(__name__)
@@ -30,11 +31,20 @@ class Outbox:
         for addressee in addressees:
             self._pending[addressee.sink] = StepEvents(addressee.request_ids, addressee.take(token_ids), [])
 
-    def put_token(self, live: LiveRequest, token: RowToken, finish_reason: FinishReason | None) -> None:
+    def put_token(
+        self,
+        live: LiveRequest,
+        token: RowToken,
+        finish_reason: FinishReason | None,
+        timings: RequestTimings | None = None,
+    ) -> None:
         """Add a token that deserves an event: a request's first or last, or one with logprobs."""
         logprobs = None if token.logprobs is None else [token.logprobs]
         num_cached = live.take_num_cached_tokens()
-        self._put(live, TokenEvent(live.request_id, [token.token_id], finish_reason, None, logprobs, num_cached))
+        event = TokenEvent(
+            live.request_id, [token.token_id], finish_reason, None, logprobs, num_cached, timings=timings
+        )
+        self._put(live, event)
 
     def put_end(
         self,
@@ -42,10 +52,11 @@ class Outbox:
         finish_reason: FinishReason | None = None,
         error: ErrorInfo | None = None,
         stop_token_id: int | None = None,
+        timings: RequestTimings | None = None,
     ) -> None:
         """Add a terminal event without a token."""
         num_cached = live.take_num_cached_tokens()
-        self._put(live, TokenEvent(live.request_id, [], finish_reason, error, None, num_cached, stop_token_id))
+        self._put(live, TokenEvent(live.request_id, [], finish_reason, error, None, num_cached, stop_token_id, timings))
 
     def take_ended(self) -> list[LiveRequest]:
         """Return the requests whose terminal event was put since the last call."""

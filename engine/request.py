@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from core.errors import ErrorInfo
+from engine.request_timings import RequestTimings
 from engine.step_costs import StepCosts
 from parallel.plan import TokenLogprobs
 from parallel.sampling.params import SamplingParams
@@ -55,6 +56,8 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     """Prompt tokens found in the prefix cache; set on the first event."""
     stop_token_id: int | None = None
     """The token that ended the request, if one did."""
+    timings: RequestTimings | None = None
+    """Of the request so far, in this group; set on the first event and on the terminal one."""
 
     @property
     def is_terminal(self) -> bool:
