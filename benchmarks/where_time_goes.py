@@ -30,7 +30,7 @@ from parallel.cpu.program import CpuProgram
 from parallel.groups.solo import SoloGroup
 from parallel.plan import StepPlan, StepResult
 from parallel.rank.loading import load_model
-from parallel.rank.messages import Joined, Load, Loaded
+from parallel.rank.messages import Joined, Load, Loaded, RankPace
 from parallel.rank.stepping import DirectRunner
 from parallel.rank.worker import RankWorker
 from parallel.sampling.params import SamplingParams
@@ -98,6 +98,10 @@ class CountedRanks:
     def collect(self, timeout_s: float) -> StepResult:
         """Return its result."""
         return self._results.popleft()
+
+    def paces(self) -> list[RankPace]:
+        """Nobody asks."""
+        return []
 
     def check(self) -> None:
         """Nothing is lost while nobody looks."""

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from core.progress import Progress
 from parallel.plan import StepPlan, StepResult
-from parallel.rank.messages import Joined, Load, Loaded
+from parallel.rank.messages import Joined, Load, Loaded, RankPace
 
 
 class RankFailure(NamedTuple):
@@ -47,6 +47,10 @@ class RankPool(Protocol):
 
         Raises StepTimeout, or RankDied as soon as any rank's connection breaks.
         """
+        ...
+
+    def paces(self) -> list[RankPace]:
+        """Return what each rank that has said anything says of its steps in this generation; any thread."""
         ...
 
     def check(self) -> None:

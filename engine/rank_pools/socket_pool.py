@@ -30,6 +30,7 @@ from parallel.rank.messages import (
     Loaded,
     Plan,
     RankError,
+    RankPace,
     RankProgress,
     Rendezvous,
     Result,
@@ -69,6 +70,7 @@ class SocketRankPool:
         """Ranks that will not be in the next generation."""
         self._places: dict[int, Joined] = {}
         """What each rank's place had to offer when it was first taken."""
+        self._paces: dict[int, RankPace] = {}
         self._is_closing = threading.Event()
         self._close_lock = threading.Lock()
         self._is_closed = False
@@ -139,10 +141,16 @@ class SocketRankPool:
 
         while True:
             for arrival in self._receive(deadline_s, late):
-                if isinstance(arrival.message, Result):
+                if isinstance(arrival.message, RankPace):
+                    self._paces[arrival.rank] = arrival.message
+                elif isinstance(arrival.message, Result):
                     assert arrival.message.result.step == step, "rank 0 answers plans in order"
                     self._steps_under_way.popleft()
                     return arrival.message.result
+
+    def paces(self) -> list[RankPace]:
+        """Return what each rank has last said of its steps in this generation; any thread."""
+        return [self._paces[rank] for rank in sorted(self._paces.copy())]
 
     def check(self) -> None:
         """Return if all ranks are well, as far as is known. Raises ReplicaFailed."""
@@ -165,6 +173,7 @@ class SocketRankPool:
             self._dismiss(rank)
         self._generation = generation
         self._steps_under_way.clear()
+        self._paces = {}
         self._lost.clear()
         self._ailing.clear()
         self._failure = None

@@ -13,7 +13,7 @@ from parallel.plan import StepPlan, StepResult
 from parallel.rank.host import memory_of, node_name
 from parallel.rank.loading import load_rank
 from parallel.rank.loop import as_rank_error
-from parallel.rank.messages import Joined, Load, Loaded
+from parallel.rank.messages import Joined, Load, Loaded, RankPace
 from parallel.rank.worker import RankWorker
 
 
@@ -66,6 +66,10 @@ class SoloRankPool:
     def collect(self, timeout_s: float) -> StepResult:
         """Return the oldest result; never waits."""
         return self._results.popleft()
+
+    def paces(self) -> list[RankPace]:
+        """Return nothing: the one rank's steps are the engine's."""
+        return []
 
     def check(self) -> None:
         """Return: what breaks here raises where it breaks."""

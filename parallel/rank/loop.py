@@ -39,6 +39,7 @@ from parallel.rank.messages import (
     Shutdown,
     ToRank,
 )
+from parallel.rank.pace import Pace
 from parallel.rank.pulse import EXIT_LEADER_GONE, open_pulse
 from parallel.rank.tiers import fastest_tier, why_no_fp8
 from parallel.rank.worker import LaunchedStep, RankWorker
@@ -193,12 +194,15 @@ class Member:
     def _obey(self, worker: RankWorker, group: TPGroup) -> NoReturn:
         """Run plans until dismissed."""
         launched: deque[LaunchedStep] = deque()
+        pace = Pace(group.rank)
         while True:
             # The next step is launched while the device computes this one, if the leader has planned it already.
             if launched and (launched[0].is_done() or len(launched) > 1 or not self._channel.has_message()):
                 result = worker.finish(launched.popleft())
                 if group.rank == 0:
                     self._channel.send(Result(result))
+                if (said := pace.record(result.rank_time_s)) is not None:
+                    self._channel.send(said)
                 continue
             launched.append(worker.launch(self._next(Plan).plan))
 

@@ -1,7 +1,8 @@
 """The rank channel's vocabulary: one TCP connection from each rank's process to its leader, msgpack frames.
 
     process -> leader   Arrived, then in each generation it is enlisted for:
-                        Joined, Listening (rank 0), Progress*, Loaded, then Result per plan (rank 0), RankError any time
+                        Joined, Listening (rank 0), Progress*, Loaded, then Result per plan (rank 0), RankPace now and
+                        then, RankError any time
     leader -> process   Enlist, Rendezvous, Load, then StepPlan*, and again from Enlist when the group breaks; Shutdown
 
 Enlist ends whatever went before. What a process said before its Joined answers an Enlist belongs to a generation that
@@ -162,9 +163,18 @@ class Result(msgspec.Struct, frozen=True, tag=True):
     result: StepResult
 
 
+class RankPace(msgspec.Struct, frozen=True, tag=True):
+    """The steps of one rank in this generation so far; said now and then, by every rank."""
+
+    rank: int
+    num_steps: int
+    total_s: float
+    """From a plan's launch to its end, waits for other ranks included."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Leave the group and exit 0."""
 
 
-FromRank = Arrived | Pulse | Joined | Listening | RankProgress | Loaded | Result | RankError
+FromRank = Arrived | Pulse | Joined | Listening | RankProgress | Loaded | Result | RankPace | RankError
 ToRank = Enlist | Rendezvous | Load | Plan | Shutdown

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from core.errors import ErrorInfo, RankDied, ReplicaFailed
 from core.progress import Progress
 from parallel.plan import Chunk, RowStart, RowToken, SampledTokens, StepPlan, StepResult, unpack_integers
-from parallel.rank.messages import Joined, Load, Loaded
+from parallel.rank.messages import Joined, Load, Loaded, RankPace
 
 MAX_PLANS_UNDER_WAY = 2
 
@@ -102,6 +102,11 @@ class FakeRankPool:
         for rank in range(self.world_size):
             on_progress(Progress(rank, "ready", 1, 1))
         return [Loaded(rank, weight_bytes=0, kv_bytes=0, load_time_s=0.0) for rank in range(self.world_size)]
+
+    def paces(self) -> list[RankPace]:
+        """Return the same of every rank: as many steps as there were plans, 10 ms each."""
+        num_steps = len(self.plans)
+        return [RankPace(rank, num_steps, 0.01 * num_steps) for rank in range(self.world_size)]
 
     def check(self) -> None:
         """Return: a fake rank dies at a step."""
