@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from core.errors import DoesNotFit, InvalidConfig
+from core.sizes import show_bytes
 from engine.config import EngineConfig, SchedulerConfig
 from parallel.checkpoint.tensors import TensorInfo
 from parallel.cpu.limits import cpu_obstacle
@@ -130,11 +131,6 @@ def choose_dtype(config: EngineConfig, spec: ModelSpec, devices: Sequence[Joined
     is_on_cpu = any(joined.device == "cpu" for joined in devices)
     is_quantised = config.model.quantization not in ("auto", "none")
     return "float32" if is_on_cpu and spec.dtype == "float32" and not is_quantised else "bfloat16"
-
-
-def show_bytes(count: int) -> str:
-    """Return a size for people: `1.5 GiB`, `64 MiB`."""
-    return f"{count / 2**30:.2f} GiB" if abs(count) >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def longest_context(config: EngineConfig, spec: ModelSpec) -> int:

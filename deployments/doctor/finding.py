@@ -1,19 +1,22 @@
-"""What the doctor says: one finding per thing looked at, and the exit code that all of them make."""
+"""What the doctor says: one finding per thing looked at, and the exit code that all of them make.
+
+Only the standard library here, as in probing and report: they must work where nothing else does.
+"""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
-
 Level = Literal["ok", "note", "warning", "problem"]
-"""`note`: worth knowing, nothing to do. `warning`: works, but not well or not for long. `problem`: does not work."""
+"""`note`: worth knowing, nothing is wrong. `warning`: works, but badly or not for long. `problem`: does not work."""
 
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "problem")
 """Mildest first."""
 EXIT_SOUND, EXIT_WARNINGS, EXIT_PROBLEMS = 0, 1, 2
 
 
-class Finding(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Finding:
     """One thing that was looked at."""
 
     level: Level
@@ -47,5 +50,7 @@ def problem(check: str, found: str, advice: str) -> Finding:
 
 def exit_code(findings: Iterable[Finding]) -> int:
     """Return 0 if all is sound, 1 if there are warnings, 2 if there are problems."""
-    worst = max((LEVELS.index(finding.level) for finding in findings), default=0)
-    return {"warning": EXIT_WARNINGS, "problem": EXIT_PROBLEMS}.get(LEVELS[worst], EXIT_SOUND)
+    levels = {finding.level for finding in findings}
+    if "problem" in levels:
+        return EXIT_PROBLEMS
+    return EXIT_WARNINGS if "warning" in levels else EXIT_SOUND

@@ -1,7 +1,8 @@
 """Runs what looks at things, so that none of it hangs and none of it stops the rest.
 
-A probe gathers facts and turns them into findings. It gets a thread of its own and a time limit; one that breaks or takes
-too long becomes a finding itself. Threads cannot be ended, so one that hangs is left behind and dies with the process.
+A probe gathers facts and turns them into findings. It gets a thread of its own and a time limit; one that breaks or
+takes too long becomes a finding itself. Threads cannot be ended, so one that hangs is left behind and dies with the
+process.
 """
 
 import threading
@@ -62,7 +63,7 @@ class _Outcome:
 
 
 def run(probes: Sequence[Probe]) -> list[Finding]:
-    """Run all probes at the same time; return their findings in the probes' order. Blocks for the longest time limit."""
+    """Run all probes at the same time; return their findings in the probes' order. Blocks for the longest limit."""
     started_s = time.monotonic()
     outcomes = [_Outcome(probe) for probe in probes]
     return [

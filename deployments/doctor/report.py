@@ -1,10 +1,10 @@
 """Findings as text for people and as JSON for programs."""
 
+import json
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-
-import msgspec
+from dataclasses import asdict
 
 from deployments.doctor.finding import LEVELS, Finding, exit_code
 
@@ -14,8 +14,8 @@ _COLOURS = {"ok": "32", "note": "36", "warning": "33", "problem": "31"}
 
 def as_json(findings: Sequence[Finding]) -> str:
     """Return one object: `exit_code`, and `findings` with level, check, found, advice."""
-    report = {"exit_code": exit_code(findings), "findings": findings}
-    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n"
+    report = {"exit_code": exit_code(findings), "findings": [asdict(finding) for finding in findings]}
+    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"
 
 
 def as_text(findings: Sequence[Finding], *, is_coloured: bool, is_whole: bool) -> str:
