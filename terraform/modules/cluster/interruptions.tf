@@ -1,0 +1,63 @@
+# Warnings that AWS will take a machine away reach the head through a queue; its loop drains the machine in time.
+locals {
+  interruptions = {
+    spot      = { source = "aws.ec2", type = "EC2 Spot Instance Interruption Warning", groups = null }
+    rebalance = { source = "aws.ec2", type = "EC2 Instance Rebalance Recommendation", groups = null }
+    block     = { source = "aws.ec2", type = "Capacity Block Reservation Expiration Warning", groups = null }
+    terminate = { source = "aws.autoscaling", type = "EC2 Instance-terminate Lifecycle Action", groups = values(local.group_names) }
+  }
+}
+
+resource "aws_sqs_queue" "interruptions" {
+  name                      = "${var.name}-interruptions"
+  message_retention_seconds = 900 # older warnings are about machines that are gone
+  receive_wait_time_seconds = 20
+  sqs_managed_sse_enabled   = var.kms_key_arn == null ? true : null
+  kms_master_key_id         = var.kms_key_arn
+  tags                      = local.tags
+}
+
+data "aws_iam_policy_document" "interruptions" {
+  statement {
+    sid       = "OnlyOwnRules"
+    actions   = ["sqs:SendMessage"]
+    resources = [aws_sqs_queue.interruptions.arn]
+
+    principals {
+      type        = "Service"
+      identifiers = ["events.amazonaws.com"]
+    }
+
+    condition {
+      test     = "ArnEquals"
+      variable = "aws:SourceArn"
+      values   = [for rule in aws_cloudwatch_event_rule.interruptions : rule.arn]
+    }
+  }
+}
+
+resource "aws_sqs_queue_policy" "interruptions" {
+  queue_url = aws_sqs_queue.interruptions.url
+  policy    = data.aws_iam_policy_document.interruptions.json
+}
+
+resource "aws_cloudwatch_event_rule" "interruptions" {
+  for_each = local.interruptions
+
+  name        = "${var.name}-${each.key}"
+  description = "${each.value.type}, to the head of ${var.name}"
+  event_pattern = jsonencode(merge(
+    { source = [each.value.source], "detail-type" = [each.value.type] },
+    each.value.groups == null ? {} : { detail = { AutoScalingGroupName = each.value.groups } },
+  ))
+  tags = local.tags
+}
+
+resource "aws_cloudwatch_event_target" "interruptions" {
+  for_each = aws_cloudwatch_event_rule.interruptions
+
+  rule = each.value.name
+  arn  = aws_sqs_queue.interruptions.arn
+
+  depends_on = [aws_sqs_queue_policy.interruptions]
+}
