@@ -10,6 +10,7 @@ from deployments.groups.group_search import StreamLimits
 from deployments.groups.routing import RoutingConfig
 from deployments.groups.sleeping import SleepConfig
 from deployments.http.api_keys import ApiKey, Sha256Hex, duplicates, nameless_keys
+from deployments.live.config import LiveConfig
 from engine.config import Bytes, parse_bytes
 
 
@@ -74,6 +75,8 @@ class GatewayConfig(Config):
     """How long `/readyz` waits for the token that proves a model can generate."""
     probe_cache_s: float = Field(default=1.0, ge=0, le=60)
     """How long such a proof, or its absence, is good for."""
+    live: LiveConfig = LiveConfig()
+    """The page at `/` that shows what serves now."""
 
     @property
     def has_keys(self) -> bool:

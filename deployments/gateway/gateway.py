@@ -28,6 +28,7 @@ from deployments.http.caller import caller_of
 from deployments.http.errors import MethodNotAllowed, RouteNotFound
 from deployments.http.head import HeadGuard
 from deployments.http.key_ring import KeyRing
+from deployments.live.page import LivePage
 from deployments.openai.chat import prepare_chat
 from deployments.openai.completions import prepare_completion
 from deployments.openai.endpoint import GatewayServices, GenerationEndpoint
@@ -85,12 +86,15 @@ class Gateway:
         self._readiness = Readiness(config, self._directory, self._catalog, clock)
         self._streams = UnbrokenStreams(self._directory, config.streams)
         self._metrics = GatewayMetrics(self._group_loads, self._streams)
+        self._live = _live_page(config, self._directory, self._streams, clock)
 
     def announce(self, status: GroupStatus) -> None:
         """Take what a replica group says about itself."""
         self._directory.start()
         self._directory.announce(status)
         self._catalog.refresh()
+        if self._live is not None:
+            self._live.start()
 
     def asgi_app(self) -> ASGIApp:
         """Return the HTTP application."""
@@ -105,6 +109,7 @@ class Gateway:
             Route("/livez", _alive, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),
             Route("/metrics", self._render_metrics, methods=["GET"]),
+            *(self._live.routes() if self._live is not None else ()),
         ]
         app = GatewayApp(
             routes=routes,
@@ -120,6 +125,8 @@ class Gateway:
 
     async def close(self) -> None:
         """Stop probing and loading, and close every channel; open streams end in ReplicaFailed. Idempotent."""
+        if self._live is not None:
+            await self._live.close()
         await self._readiness.close()
         await self._catalog.close()
         self._streams.close()
@@ -128,7 +135,8 @@ class Gateway:
     def _front(self, app: ASGIApp) -> ASGIApp:
         """Return `app` behind everything that every request goes through."""
         hosts = None if self._keys.is_locked else self._config.allowed_hosts
-        return IngressBoundary(HeadGuard(ApiKeyGuard(app, self._keys), self._config.limits, hosts))
+        open_paths = self._live.open_paths if self._live is not None else ()
+        return IngressBoundary(HeadGuard(ApiKeyGuard(app, self._keys, open_paths), self._config.limits, hosts))
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -158,6 +166,12 @@ class Gateway:
             load = loads.get(status.group_id)
             if load is not None:
                 yield GroupLoad(status.model, status.group_id, load, status.ops)
+
+
+def _live_page(
+    config: GatewayConfig, directory: GroupDirectory, streams: UnbrokenStreams, clock: Clock
+) -> LivePage | None:
+    return LivePage(config.live, directory, streams, config.models, clock) if config.live.enabled else None
 
 
 async def _alive(request: Request) -> Response:

@@ -1,4 +1,6 @@
-"""Who may call: everything needs a key but the paths of load balancers and supervisors."""
+"""Who may call: everything needs a key but the paths of load balancers and supervisors, and files that say nothing."""
+
+from collections.abc import Collection
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,16 +16,18 @@ OPEN_PATHS = frozenset({"/livez", "/readyz"})
 class ApiKeyGuard:
     """Lets a request through to `app` if it carries a known key whose limits allow it, or if no keys are configured."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: Collection[str] = ()) -> None:
+        """`open_paths`: served to anybody besides OPEN_PATHS, so what they answer must be no secret."""
         self._app = app
         self._keys = keys
+        self._open_paths = OPEN_PATHS.union(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request and note its caller in `scope`. Raises Unauthorized, RateLimited.
 
         The path that is looked at is the one that is routed by, never one rebuilt from headers.
         """
-        if scope["type"] != "http" or not self._keys.is_locked or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or not self._keys.is_locked or scope["path"] in self._open_paths:
             await self._app(scope, receive, send)
             return
         caller = await self._caller(Headers(scope=scope))

@@ -25,7 +25,7 @@ from deployments.openai.errors import error_event, error_response
 logger = logging.getLogger(__name__)
 
 _HARMLESS_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
-_POLLED_PATHS = OPEN_PATHS | {"/metrics"}
+_POLLED_PATHS = OPEN_PATHS | {"/metrics", "/live/feed"}
 """Asked every few seconds for ever; their lines would bury the others."""
 _CLIENT_LEFT_STATUS = 499
 """Nginx's number for it; logged, never sent."""

@@ -15,6 +15,7 @@ from deployments.http.auth import OPEN_PATHS
 from deployments.http.caller import Caller
 from deployments.http.key_ring import KeyRing
 from deployments.http.quota import Quota
+from deployments.live.assets import load_assets
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_groups import ScriptedGroup
 from tests.support.gateways import AsgiClient, make_gateway, serving
@@ -42,7 +43,8 @@ def paths_of_all_routes() -> list[str]:
     return [route.path.replace("{name:path}", "tiny") for route in make_gateway([]).asgi_app().routes]
 
 
-def test_no_spelling_of_any_path_is_open_but_those_of_health():
+def test_no_spelling_of_any_path_is_open_but_those_of_health_and_of_the_pages_files():
+    open_paths = OPEN_PATHS | frozenset(load_assets())
     hosts = ["localhost", "127.0.0.1/livez?", "a/livez#", "[::1]", "livez", "/livez"]
     spellings = {"/", "/docs", "/openapi.json", "/invocations", "/tokenize", "/-/routes", "*", ""}
     for path in paths_of_all_routes():
@@ -51,13 +53,13 @@ def test_no_spelling_of_any_path_is_open_but_those_of_health():
 
     async def main():
         async with serving(ScriptedGroup("x"), config=config_of(key_of("acme", ACME))) as client:
-            for path in sorted(spellings - OPEN_PATHS):
+            for path in sorted(spellings - open_paths):
                 for method in ("GET", "POST", "OPTIONS", "BREW"):
                     assert (await client.call(method, path)).status == 401, (method, path)
             for host in hosts:
                 answer = await client.get("/v1/models", {"host": host})
                 assert answer.status in (400, 401), host
-            for path in OPEN_PATHS:
+            for path in open_paths:
                 assert (await client.get(path)).status == 200
 
     asyncio.run(main())

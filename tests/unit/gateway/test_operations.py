@@ -13,6 +13,7 @@ from core.progress import Progress
 from deployments.gateway.config import GatewayConfig
 from deployments.http.auth import OPEN_PATHS
 from deployments.http.boundary import IngressBoundary
+from deployments.live.assets import load_assets
 from tests.support.byte_tokenizer import ByteTokenizer
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_groups import MAX_MODEL_LEN, ScriptedGroup, status_of_group
@@ -174,12 +175,17 @@ EVERY_ROUTE = [
     ("GET", "/livez"),
     ("GET", "/readyz"),
     ("GET", "/metrics"),
+    ("GET", "/live/feed"),
 ]
+PAGE_FILES = frozenset(load_assets())
+"""Of the live page, which carries no data."""
 
 
 def test_every_route_is_in_the_table_of_this_test():
     app = make_gateway([]).asgi_app()
-    assert {route.path.replace("{name:path}", "tiny") for route in app.routes} == {path for _, path in EVERY_ROUTE}
+    assert {route.path.replace("{name:path}", "tiny") for route in app.routes} == (
+        {path for _, path in EVERY_ROUTE} | PAGE_FILES
+    )
 
 
 @pytest.mark.parametrize(("method", "path"), [*EVERY_ROUTE, ("GET", "/nowhere"), ("GET", "//livez"), ("GET", "/LIVEZ")])
