@@ -87,6 +87,7 @@ class ReplicaGroup:
             application=self._identity.application,
             state=now.state,
             generation=now.generation,
+            restarts=now.restarts,
             world_size=config.parallel.tensor_parallel_size,
             progress=now.progress if now.state in ("starting", "restarting") else [],
             error=None if now.error is None else ErrorInfo.of(now.error),

@@ -25,6 +25,8 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     """Of the ranks; grows with every in-place restart."""
     world_size: int
+    restarts: dict[str, int] = {}
+    """In-place restarts, by the code of the error that each came from."""
     progress: list[Progress] = []
     """Latest per rank, while starting or restarting."""
     error: ErrorInfo | None = None

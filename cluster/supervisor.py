@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -97,6 +98,8 @@ class Snapshot(NamedTuple):
     progress: list[Progress]
     error: EaglerayError | None
     engine: ModelEngine | None
+    restarts: dict[str, int]
+    """In-place restarts by the code of what broke."""
     max_model_len: int
     """0 until the checkpoint was looked at; then its own limit, then what the memory plan left of it."""
 
@@ -124,6 +127,7 @@ class Supervisor:
         # Guarded by the lock.
         self._state: GroupState = "starting"
         self._generation = 0
+        self._restarts: Counter[str] = Counter()
         self._progress: dict[int, Progress] = {}
         self._error: EaglerayError | None = None
         self._pool: RankPool | None = None
@@ -137,7 +141,15 @@ class Supervisor:
         """Return a consistent view; any thread."""
         with self._lock:
             progress = [self._progress[rank] for rank in sorted(self._progress)]
-            return Snapshot(self._state, self._generation, progress, self._error, self._engine, self._max_model_len)
+            return Snapshot(
+                self._state,
+                self._generation,
+                progress,
+                self._error,
+                self._engine,
+                dict(self._restarts),
+                self._max_model_len,
+            )
 
     def run(self) -> None:
         """Serve one generation after another until closed, drained away, or out of restarts; blocks."""
@@ -256,6 +268,7 @@ class Supervisor:
         with self._lock:
             self._engine = None
             self._error = error
+            self._restarts[error.code] += not is_hopeless
         logger.warning(
             "generation ended",
             extra={"generation": self._generation, "error": str(error), "num_failures": self._num_failures},

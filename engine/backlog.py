@@ -106,6 +106,8 @@ class Backlog:
         self._waiting_by_tenant: defaultdict[str, defaultdict[int, Line]] = defaultdict(lambda: defaultdict(Line))
         self._num_prefill_tokens = 0
         self._num_running = 0
+        self.num_preempted_waiting = 0
+        """Waiting requests that had a row before."""
 
     def check(self, request: GenerationRequest, num_left: int) -> Wait:
         """Return how long the request would wait, if it may; `num_left`: the most tokens it may generate.
@@ -253,10 +255,12 @@ class Backlog:
 
     def _add_waiting(self, claim: Claim) -> None:
         self._waiting.add(claim)
+        self.num_preempted_waiting += claim.has_run
         self._waiting_by_tenant[claim.tenant][claim.priority].add(claim)
 
     def _remove_waiting(self, claim: Claim) -> None:
         self._waiting.remove(claim)
+        self.num_preempted_waiting -= claim.has_run
         lines = self._waiting_by_tenant[claim.tenant]
         work = lines[claim.priority].work
         work.remove(claim)

@@ -18,6 +18,7 @@ from engine.backlog import Backlog
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.estimates import Estimates
+from engine.figures import EngineFigures
 from engine.intake import RETRY_AFTER_S, Intake
 from engine.live_request import LiveRequest
 from engine.memory import MemoryPlan
@@ -95,6 +96,7 @@ class Engine:
         self._intake = Intake(admission, self._backlog, limits, prefix_cache, self._clock)
         self._step_costs = StepCostModel()
         self._max_step_tokens = limits.step_tokens
+        self._max_running = limits.max_running
         self._block_size = cache.block_size
         self._step_timeout_s = config.parallel.step_timeout_s
         self._step_deadline = StepDeadline(self._step_timeout_s)
@@ -157,6 +159,22 @@ class Engine:
             step_costs=step_costs,
             max_kv_tokens=pool.num_blocks * self._block_size,
             wait_s=self._backlog.wait_s(),
+            figures=self._figures(num_running),
+        )
+
+    def _figures(self, num_running: int) -> EngineFigures:
+        if num_running >= self._max_running:
+            waits_for = "rows"
+        else:
+            waits_for = "step_tokens" if self._backlog.has_free_blocks else "kv_blocks"
+        steps = self.stats.step_times
+        return EngineFigures(
+            waits_for=waits_for,
+            num_preempted_waiting=self._backlog.num_preempted_waiting,
+            leader_s=self.stats.parts_s(),
+            step_counts=steps.counts(),
+            step_s=steps.total_s,
+            paces=self._ranks.paces(),
         )
 
     def run(self) -> ReplicaFailed | None:
@@ -276,6 +294,7 @@ class Engine:
 
     def _learn(self, step: ScheduledStep, seconds: float) -> None:
         num_decodes = len(step.decodes)
+        self.stats.step_times.record(seconds)
         self._step_deadline.record(step.num_tokens, seconds)
         num_kv_tokens = self._scheduler.num_computed_tokens if num_decodes else 0
         self._step_costs.record(step.num_tokens - num_decodes, num_decodes, num_kv_tokens, seconds)

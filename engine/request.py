@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from core.errors import ErrorInfo
+from engine.figures import EngineFigures
 from engine.request_timings import RequestTimings
 from engine.step_costs import StepCosts
 from parallel.plan import TokenLogprobs
@@ -134,3 +135,5 @@ class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
     """Tokens whose keys and values fit into all blocks."""
     wait_s: float = 0.0
     """How long a request behind all others would wait before it is computed, as predicted; 0 while that is unknown."""
+    figures: EngineFigures | None = None
+    """What operators want to know besides."""

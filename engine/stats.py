@@ -1,6 +1,8 @@
 """Where the engine thread's time goes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from engine.step_times import StepTimes
 
 
 @dataclass(slots=True)
@@ -26,6 +28,8 @@ class EngineStats:
     """Waiting for the ranks' answers and reading them; not counted as the leader's own work."""
     commit_s: float = 0.0
     """Taking results in."""
+    step_times: StepTimes = field(default_factory=StepTimes)
+    """How long rank 0 spent on each step."""
 
     @property
     def leader_us_per_step(self) -> float:

@@ -1,7 +1,6 @@
 """How long steps take, as a histogram that costs next to nothing to fill and little to send."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
 
 STEP_S = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1, 2, 5)
 """Upper limits: from a small model's decode step on a GPU to a long prefill on a CPU."""
@@ -21,6 +20,6 @@ class StepTimes:
         self._counts[bisect_left(STEP_S, seconds)] += 1
         self.total_s += seconds
 
-    def counts(self) -> Sequence[int]:
+    def counts(self) -> list[int]:
         """Return a copy of the number of steps up to each limit, without those up to the one before; last: longer."""
         return list(self._counts)

@@ -9,12 +9,14 @@ import msgspec
 
 from cluster.routing.base import GroupView, RoutingPolicy, RoutingRequest
 from cluster.routing.breaker import Breaker
+from cluster.routing.decisions import Decisions
 from cluster.routing.eligibility import EligibilityConfig, eligible
 from cluster.routing.ledger import Ledger
 from cluster.routing.output_lengths import OutputLengths
 from cluster.routing.prefix_index import PrefixIndex
 from cluster.routing.reservation import Reservation
 from core.clock import Clock, MonotonicClock
+from core.errors import Overloaded
 from engine.prefix_feed import PrefixNews
 from engine.prefix_keys import SPAN_TOKENS
 from engine.request import EngineLoad, Placement
@@ -31,6 +33,7 @@ class Router:
         eligibility: EligibilityConfig | None = None,
         index: PrefixIndex | None = None,
     ) -> None:
+        self.decisions = Decisions()
         self._policy = policy
         self._clock = clock if clock is not None else MonotonicClock()
         self._eligibility = eligibility if eligibility is not None else EligibilityConfig()
@@ -51,9 +54,15 @@ class Router:
         if request.num_expected_tokens is None:
             num_expected = self._lengths.expect(request.model, request.max_tokens)
             request = request._replace(num_expected_tokens=num_expected)
-        group_id = self._policy.pick([ledger.view for ledger in candidates], request)
+        views = [ledger.view for ledger in candidates]
+        try:
+            group_id = self._policy.pick(views, request)
+        except Overloaded:
+            self.decisions.note_refused()
+            raise
         ledger = self._ledgers[group_id] = self._ledgers.pop(group_id)  # now the most recently picked
         ledger.breaker.note_pick(now_s)
+        self.decisions.note(ledger.view, views, request.num_tokens)
         expectation = self._index.expect(group_id, request.prefix_keys, num_spans.get(group_id, 0))
         return Reservation(ledger, request, ledger.view.num_cached_tokens, expectation, self._lengths)
 

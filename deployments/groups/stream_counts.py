@@ -11,6 +11,8 @@ class StreamCounts:
     """Sent to another group before the first token."""
     num_resumes: int = 0
     """Carried to another group after it."""
+    resume_s: float = 0.0
+    """Time between the break of a stream or request and its acceptance by another group, over both."""
     num_held: int = 0
     """Requests and streams that had to wait for a group."""
     num_given_up: int = 0

@@ -208,6 +208,7 @@ class UnbrokenStream:
             counts.num_resumes += 1
         else:
             counts.num_retries += 1
+        counts.resume_s += seconds
         fields = {
             "from_group": former,
             "to_group": self.group_id,
