@@ -23,6 +23,10 @@ class Probe(NamedTuple):
     look: Look
     timeout_s: float = 10.0
 
+    def slower(self, factor: float) -> "Probe":
+        """Return it with `factor` times its time limit."""
+        return self._replace(timeout_s=factor * self.timeout_s)
+
 
 class _Outcome:
     """Filled by a probe's thread, read when its time is up."""
