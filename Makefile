@@ -9,20 +9,21 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test check check-format check-lint check-types check-layers check-configs bench
+.PHONY: help setup serve test test-terraform check check-format check-lint check-types check-layers check-configs bench
 
 BIN := .venv/bin
 # Stamp files: what is installed. A change of pyproject.toml installs again.
 RUNTIME := .venv/.runtime
 MODEL := .venv/.model
 TOOLS := .venv/.tools
+INFRA_TOOLS := .venv-infra/.tools
 
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 # Of pip's output only the downloads worth waiting for.
 SHOW_DOWNLOADS := sed -nu -E '/Downloading .*[0-9] MB|^Installing collected/ s/^ *(.{1,100}).*/      \1/p'
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(MODEL) ## Serve a small model on http://127.0.0.1:8000 (CONFIG=configs/... serves another)
 	@echo "[4/4] Serving $(CONFIG)"
@@ -30,6 +31,9 @@ serve: $(MODEL) ## Serve a small model on http://127.0.0.1:8000 (CONFIG=configs/
 
 test: $(MODEL) $(TOOLS) ## Run every test: unit, conformance, integration, chaos
 	@$(BIN)/python -m pytest
+
+test-terraform: $(MODEL) $(TOOLS) $(INFRA_TOOLS) ## Prove terraform/ without AWS: lint, policy, apply, boot in namespaces
+	@.venv-infra/bin/python -m pytest tests/terraform
 
 check: $(TOOLS) ## Format, lint, types, layers, configs; nothing is served
 	@$(MAKE) --no-print-directory --jobs --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) \
@@ -83,4 +87,11 @@ $(MODEL): $(RUNTIME)
 $(TOOLS): $(RUNTIME)
 	@echo "      Tools for tests, checks and benchmarks"
 	@$(PIP) --editable '.[test,dev,bench]' | $(SHOW_DOWNLOADS)
+	@touch $@
+
+$(INFRA_TOOLS): tests/terraform/tools.txt tests/terraform/checkov.txt | $(BIN)/python
+	@echo "      Tools for the tests of Terraform in .venv-infra (about 0.4 GB)"
+	@$(BIN)/python -m venv .venv-infra && $(BIN)/python -m venv .venv-infra/checkov
+	@.venv-infra/bin/python -m pip install --disable-pip-version-check -r tests/terraform/tools.txt | $(SHOW_DOWNLOADS)
+	@.venv-infra/checkov/bin/python -m pip install --disable-pip-version-check -r tests/terraform/checkov.txt | $(SHOW_DOWNLOADS)
 	@touch $@

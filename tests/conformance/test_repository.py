@@ -13,12 +13,12 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "be
 
 
 def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 
 def test_make_commands_named_in_the_pages_exist():
     named = {
-        target for page in PAGES for target in re.findall(r"^ *make ([a-z]+)", page.read_text(), flags=re.MULTILINE)
+        target for page in PAGES for target in re.findall(r"^ *make ([a-z-]+)", page.read_text(), flags=re.MULTILINE)
     }
     assert named, "the README shows how to start"
     assert named <= make_targets()
