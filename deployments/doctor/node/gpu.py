@@ -78,11 +78,16 @@ class GpuFacts:
 
 def gather() -> GpuFacts:
     """Return what driver and torch say; blocks for torch's start where there is a GPU."""
-    reply = ask(["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"], _DRIVER_TIMEOUT_S)
+    reply = ask_driver()
     has_device = _CONTROL_DEVICE.exists()
     cards = read_cards(reply.output) if reply is not None else ()
     view = _ask_torch() if has_device or cards else None
     return GpuFacts(has_device, reply.error if reply else "", cards, view, find_spec("triton") is not None)
+
+
+def ask_driver() -> Reply | None:
+    """Return nvidia-smi's table for `read_cards`; None if there is no such program."""
+    return ask(["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"], _DRIVER_TIMEOUT_S)
 
 
 def check(facts: GpuFacts) -> Iterator[Finding]:
