@@ -53,8 +53,14 @@ class RoutedStream:
     Who wants to spare a coroutine per token reads `events` and tells `note` of each.
     """
 
-    def __init__(self, stream: TokenStream, reservation: Reservation) -> None:
+    def __init__(
+        self, stream: TokenStream, reservation: Reservation, submitted_s: float = 0.0, num_refusals: int = 0
+    ) -> None:
         self.events = aiter(stream)
+        self.submitted_s = submitted_s
+        """When the group was asked, on the directory's clock."""
+        self.num_refusals = num_refusals
+        """Groups that had refused before."""
         self._stream = stream
         self._reservation = reservation
 
@@ -62,6 +68,11 @@ class RoutedStream:
     def group_id(self) -> str:
         """The group that serves the request."""
         return self._reservation.group_id
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompt, what the router expected that group to have cached."""
+        return self._reservation.num_cached_tokens
 
     async def __aenter__(self) -> "RoutedStream":
         return self
@@ -225,7 +236,7 @@ class GroupDirectory:
             reservation = self._router.reserve(preferred or groups, wanted)
             asked.add(reservation.group_id)
             try:
-                return await self._submit(reservation, request)
+                return await self._submit(reservation, request, len(refusals))
             except (Overloaded, ReplicaFailed) as refusal:
                 refusals.append(refusal)
         raise _combined(refusals) if refusals else self._not_ready(model)
@@ -248,7 +259,8 @@ class GroupDirectory:
             await asyncio.sleep(TEND_PERIOD_S)
             self.tend()
 
-    async def _submit(self, reservation: Reservation, request: GenerationRequest) -> RoutedStream:
+    async def _submit(self, reservation: Reservation, request: GenerationRequest, num_refusals: int) -> RoutedStream:
+        submitted_s = self._clock.now_s()
         try:
             transport = self._groups[reservation.group_id].link.transport
             assert transport is not None, "only open groups are picked"
@@ -260,7 +272,7 @@ class GroupDirectory:
             reservation.release()
             raise
         reservation.accepted()
-        return RoutedStream(stream, reservation)
+        return RoutedStream(stream, reservation, submitted_s, num_refusals)
 
     def _new_group(self, status: GroupStatus) -> _Group:
         group_id = status.group_id

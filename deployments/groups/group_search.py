@@ -14,6 +14,7 @@ from core.errors import DeadlineExceeded, Draining, EaglerayError, ModelNotFound
 from deployments.groups.directory import GroupDirectory, RoutedStream
 from deployments.groups.holding import HoldingQueue
 from deployments.groups.stream_counts import StreamCounts
+from deployments.groups.trail import Search
 from engine.request import GenerationRequest
 
 ELSEWHERE = (ReplicaFailed, Draining, NotReady)
@@ -67,28 +68,29 @@ class GroupSearch:
         self._is_closed = True
         self._wake()
 
-    async def place_new(self, model: str, request: GenerationRequest, expires_s: float) -> RoutedStream:
+    async def place_new(self, model: str, request: GenerationRequest, expires_s: float, search: Search) -> RoutedStream:
         """Return the stream of the first group that accepts a request nobody worked on yet.
 
         A full group is not waited for, a restarting one is. Raises what `GroupDirectory.submit` raises, or
         DeadlineExceeded.
         """
-        return await self._place(model, request, expires_s, is_new=True)
+        return await self._place(model, request, expires_s, search, is_new=True)
 
     async def place_broken(
-        self, model: str, request: GenerationRequest, expires_s: float, left: Collection[str]
+        self, model: str, request: GenerationRequest, expires_s: float, search: Search, left: Collection[str]
     ) -> RoutedStream:
         """Return the stream of the first group that goes on with a broken request; those it `left` are asked last.
 
         Everything is waited for. Raises the last refusal when the time is up, or DeadlineExceeded.
         """
-        return await self._place(model, request, expires_s, is_new=False, last_resort=left)
+        return await self._place(model, request, expires_s, search, is_new=False, last_resort=left)
 
     async def _place(
         self,
         model: str,
         request: GenerationRequest,
         expires_s: float,
+        search: Search,
         is_new: bool,
         last_resort: Collection[str] = (),
     ) -> RoutedStream:
@@ -105,7 +107,9 @@ class GroupSearch:
             if pause_s == 0:
                 self._counts[model].num_held += 1
             pause_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            held_from_s = self._clock.now_s()
             await self._wait(model, is_new, patience_s, pause_s * (0.5 + self._random.random()))
+            search.hold(held_from_s, self._clock.now_s())
 
     def _with_time_left(self, request: GenerationRequest, expires_s: float) -> GenerationRequest:
         if request.deadline_s is None:

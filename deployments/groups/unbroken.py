@@ -33,6 +33,7 @@ from deployments.groups.group_search import ELSEWHERE, GroupSearch, StreamLimits
 from deployments.groups.quarantine import Quarantine, Strikes
 from deployments.groups.retry_budget import RetryBudget
 from deployments.groups.stream_counts import StreamCounts
+from deployments.groups.trail import Breakage, Search, StreamTrail
 from engine.request import GenerationRequest, TokenEvent
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ class UnbrokenStreams:
         """Have streams that break from now on, or wait for a group already, end at once. Idempotent."""
         self.search.close()
 
-    async def open(self, model: str, request: GenerationRequest) -> "UnbrokenStream":
-        """Return the stream once a group accepted the request.
+    async def open(self, model: str, request: GenerationRequest, trail: StreamTrail | None = None) -> "UnbrokenStream":
+        """Return the stream once a group accepted the request; what becomes of it is written to `trail`.
 
         Raises ModelNotFound; RequestError or Overloaded as a group refused it; NotReady or ReplicaFailed if none could
         take it in time; RequestQuarantined if it is known to kill groups.
@@ -75,8 +76,10 @@ class UnbrokenStreams:
             self.counts[model].num_quarantined += 1
             raise RequestQuarantined("replica groups died of this request; it is refused for ten minutes")
         expires_s = expiry(self.clock, request)
-        attempt = await self.search.place_new(model, request, expires_s)
-        return UnbrokenStream(self, model, request, expires_s, attempt)
+        trail = trail or StreamTrail(self.clock)
+        with trail.search() as search:
+            attempt = await self.search.place_new(model, request, expires_s, search)
+        return UnbrokenStream(self, model, request, expires_s, attempt, trail)
 
 
 class UnbrokenStream:
@@ -92,12 +95,15 @@ class UnbrokenStream:
         request: GenerationRequest,
         expires_s: float,
         attempt: RoutedStream,
+        trail: StreamTrail,
     ) -> None:
         self._shared = shared
         self._model = model
         self._request = request
         self._expires_s = expires_s
         self._attempt: RoutedStream | None = attempt
+        self._trail = trail
+        self._part = trail.begin_part(attempt)
         self._num_attempts = 1
         self._emitted: list[int] = []
         self._num_emitted_before = 0
@@ -131,6 +137,8 @@ class UnbrokenStream:
         while self._attempt is not None:
             event = await anext(self._attempt.events)
             self._attempt.note(event)
+            if event.timings is not None:
+                self._part.note(event, self._shared.clock.now_s())
             if event.error is None:
                 self._emitted += event.token_ids
                 if self._dock is not None and self._strikes.is_cleared_by(self._num_new_tokens):
@@ -145,6 +153,8 @@ class UnbrokenStream:
     async def _carry_on(self, failure: EaglerayError) -> None:
         """Have another group go on, unless nothing is left to generate. Raises what ends the request."""
         former, was_alone = self.group_id or "", self._dock is not None
+        started_s = self._shared.clock.now_s()
+        self._part.error = failure.code
         await self._leave_group()
         if not isinstance(failure, ELSEWHERE):
             raise failure
@@ -152,9 +162,11 @@ class UnbrokenStream:
             self._count_death(was_alone)
         if len(self._emitted) >= self._request.sampling.max_tokens:
             return
-        started_s = self._shared.clock.now_s()
+        breakage = Breakage(started_s, former, failure.code, len(self._emitted))
         await self._wait_for_turn()
-        self._attempt = await self._place(failure, former)
+        with self._trail.search(breakage) as search:
+            self._attempt = await self._place(failure, former, search)
+        self._part = self._trail.begin_part(self._attempt)
         self._note_resumed(failure, former, self._shared.clock.now_s() - started_s)
 
     def _count_death(self, was_alone: bool) -> None:
@@ -186,7 +198,7 @@ class UnbrokenStream:
                 return  # better in bad company than not at all
             self._dock = dock
 
-    async def _place(self, failure: EaglerayError, former: str) -> RoutedStream:
+    async def _place(self, failure: EaglerayError, former: str, search: Search) -> RoutedStream:
         self._num_attempts += 1
         self._num_emitted_before = len(self._emitted)
         request = msgspec.structs.replace(
@@ -195,7 +207,7 @@ class UnbrokenStream:
             token_ids=self._request.token_ids + self._emitted,
         )
         try:
-            return await self._shared.search.place_broken(self._model, request, self._expires_s, {former})
+            return await self._shared.search.place_broken(self._model, request, self._expires_s, search, {former})
         except DeadlineExceeded:
             raise
         except (Overloaded, ReplicaFailed, RequestError) as refusal:
@@ -222,6 +234,7 @@ class UnbrokenStream:
         self._leave_dock()
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
+            self._part.end(self._shared.clock.now_s(), self._num_new_tokens)
             await attempt.__aexit__()
 
     def _leave_dock(self) -> None:
