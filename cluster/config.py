@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from cluster.weights.config import WeightsConfig
 from core.config import Config
 from engine.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 
@@ -65,6 +66,8 @@ class ReplicaGroupConfig(Config):
     """Where the ranks run."""
     restart: RestartConfig = RestartConfig()
     """What happens when a rank dies."""
+    weights: WeightsConfig = WeightsConfig()
+    """How machines keep a model that is in an object store."""
 
     @property
     def engine(self) -> EngineConfig:

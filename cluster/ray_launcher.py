@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.config import ReplicaGroupConfig, RestartConfig
 from cluster.placement import Resources, bundle_of_rank, describe_room, rank_resources
 from cluster.rank_actor import RankActor
+from cluster.weights.config import WeightsConfig
 from core.cores import usable_cores
 from core.errors import InvalidConfig, NotReady, PlacementImpossible
 from engine.rank_pools.options import PoolOptions
@@ -63,8 +64,9 @@ class Seated(NamedTuple):
 class RayLauncher:
     """Rank actors; a `RankLauncher`."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, weights: WeightsConfig) -> None:
         self._room = room
+        self._weights = weights
         self._lock = threading.Lock()
         self._seated: dict[int, Seated] = {}
         self._left: set[int] = set()
@@ -75,7 +77,7 @@ class RayLauncher:
         with self._lock:
             for spec in specs:
                 actor = self._actor_class(self._room.bundle_of_seat[spec.seat]).remote()
-                self._seated[spec.seat] = Seated(cast(ActorHandle, actor), actor.run.remote(spec))
+                self._seated[spec.seat] = Seated(cast(ActorHandle, actor), actor.run.remote(spec, self._weights))
                 self._left.discard(spec.seat)
 
     def end(self, seat: int, pid: int | None = None) -> None:
@@ -139,6 +141,7 @@ class RayRanks:
         self._config = config.placement
         self._parallel = config.parallel
         self._restart = config.restart
+        self._weights = config.weights
         self._name = name
         self._device = resolve_device(config.parallel.device)
         self._resources = rank_resources(config.placement, self._device)
@@ -168,7 +171,8 @@ class RayRanks:
             incidents=incident_folder(self._restart),
             name=self._name,
         )
-        return SocketRankPool(RayLauncher(room), self._parallel.tensor_parallel_size, generation, options)
+        launcher = RayLauncher(room, self._weights)
+        return SocketRankPool(launcher, self._parallel.tensor_parallel_size, generation, options)
 
     def close(self) -> None:
         """Give the bundles back. Idempotent, any thread."""

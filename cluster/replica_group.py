@@ -93,7 +93,7 @@ class ReplicaGroup:
             error=None if now.error is None else ErrorInfo.of(now.error),
             channel=self._channel,
             model_source=config.model.source,
-            model_revision=config.model.revision,
+            model_revision=now.revision,
             max_model_len=now.max_model_len,
             num_kv_blocks=0 if now.engine is None else now.engine.load().num_blocks,
             block_size=config.cache.block_size,

@@ -33,7 +33,7 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Why the group is restarting or failed."""
     channel: "ChannelAddress | None" = None
     model_source: str = ""
-    """Where tokenizer and chat template are read from: local folder, GGUF file or hub id."""
+    """Where tokenizer and chat template are read from: local folder, GGUF file, hub id or object store."""
     model_revision: str | None = None
     max_model_len: int = 0
     num_kv_blocks: int = 0

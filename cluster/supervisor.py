@@ -85,8 +85,17 @@ StartEngine = Callable[[EngineConfig, RankPool, Callable[[Progress], None]], Mod
 """Joins and loads the ranks; blocks. `engine.engine.start_engine` is one."""
 
 
-Check = Callable[[ReplicaGroupConfig], int]
-"""Returns the longest context in tokens; raises StartupError for what is wrong whatever the ranks do; blocks.
+class CheckedModel(NamedTuple):
+    """What is known of a model before its ranks start."""
+
+    max_context: int
+    """Tokens of the longest context."""
+    revision: str | None = None
+    """The very version that was looked at, for everybody who reads the model's files from now on."""
+
+
+Check = Callable[[ReplicaGroupConfig, Callable[[Progress], None]], CheckedModel]
+"""Raises StartupError for what is wrong whatever the ranks do, ReplicaFailed for what may be right later; blocks.
 `cluster.preflight.check_model` is one."""
 
 
@@ -102,6 +111,8 @@ class Snapshot(NamedTuple):
     """In-place restarts by the code of what broke."""
     max_model_len: int
     """0 until the checkpoint was looked at; then its own limit, then what the memory plan left of it."""
+    revision: str | None
+    """Of the model: as configured until the checkpoint was looked at; then the one that was found."""
 
 
 class Supervisor:
@@ -133,6 +144,7 @@ class Supervisor:
         self._pool: RankPool | None = None
         self._engine: ModelEngine | None = None
         self._max_model_len = 0
+        self._checked: CheckedModel | None = None
         # Touched by the thread of `run` only: failures in a row, and whether the latest generation became ready.
         self._num_failures = 0
         self._has_served = False
@@ -149,6 +161,7 @@ class Supervisor:
                 self._engine,
                 dict(self._restarts),
                 self._max_model_len,
+                self._checked.revision if self._checked else self._config.model.revision,
             )
 
     def run(self) -> None:
@@ -198,10 +211,11 @@ class Supervisor:
 
     def _run_engine(self) -> ReplicaFailed | None:
         """Return what ended the engine, None if it was closed. Raises what kept it from starting."""
-        if self._generation == 0:
-            self._describe(self._check(self._config))
+        checked = self._checked or self._describe(self._check(self._config, self._note_progress))
         pool = self._claim_ranks()
-        engine = self._start_engine(self._config.engine, pool, self._note_progress)
+        model = self._config.model.model_copy(update={"revision": checked.revision})
+        config = self._config.engine.model_copy(update={"model": model})
+        engine = self._start_engine(config, pool, self._note_progress)
         self._became_ready(engine)
         return engine.run()
 
@@ -221,11 +235,13 @@ class Supervisor:
         # Ranks that did not get as far as serving, or fail one time after the other, are not to be trusted.
         return self._is_restarting() and self._has_served and self._num_failures == 1
 
-    def _describe(self, max_model_len: int) -> None:
+    def _describe(self, checked: CheckedModel) -> CheckedModel:
         # Known before the ranks are: gateways load the tokenizer while the ranks load the weights.
         with self._lock:
-            self._max_model_len = max_model_len
+            self._checked = checked
+            self._max_model_len = checked.max_context
         self._on_change()
+        return checked
 
     def _bury(self) -> None:
         """Kill what is left of the ranks; returns when their processes are gone."""

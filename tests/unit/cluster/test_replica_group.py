@@ -4,6 +4,7 @@ import pytest
 
 from cluster.replica_group import GroupIdentity, ReplicaGroup
 from cluster.status import ChannelAddress
+from cluster.supervisor import CheckedModel
 from core.errors import CheckpointError, Draining, NotReady, RankDied, ReplicaFailed
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_group import (
@@ -22,7 +23,7 @@ def running_group(*outcomes, config=None, clock=None, pause=lambda s: None):
     group = ReplicaGroup(
         config or group_config(),
         GroupIdentity(group_id="m#1", application="m"),
-        lambda config: 8192,
+        lambda config, on_progress: CheckedModel(8192),
         FakeRankSource(),
         FakeStarts(*outcomes),
         clock=clock or FakeClock(),

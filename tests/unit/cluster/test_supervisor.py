@@ -3,7 +3,7 @@
 import threading
 from contextlib import contextmanager
 
-from cluster.supervisor import Supervisor
+from cluster.supervisor import CheckedModel, Supervisor
 from core.errors import CheckpointError, NotReady, PlacementImpossible, RankDied, ReplicaFailed, Unshardable
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_group import (
@@ -17,7 +17,7 @@ from tests.support.fake_group import (
 
 
 @contextmanager
-def supervised(starts, ranks=None, config=None, clock=None, check=lambda config: 8192):
+def supervised(starts, ranks=None, config=None, clock=None, check=lambda config, on_progress: CheckedModel(8192)):
     changes = Changes()
     supervisor = Supervisor(
         config or group_config(), check, ranks or FakeRankSource(), starts, clock or FakeClock(), changes
@@ -155,7 +155,7 @@ def test_a_startup_error_is_never_tried_again():
 def test_a_model_that_cannot_work_is_refused_before_any_rank_is_placed():
     ranks = FakeRankSource()
 
-    def refuse(config):
+    def refuse(config, on_progress):
         raise Unshardable("3 kv heads cannot be split over 4 ranks")
 
     with supervised(FakeStarts(), ranks, check=refuse) as (supervisor, changes):
@@ -166,7 +166,7 @@ def test_a_model_that_cannot_work_is_refused_before_any_rank_is_placed():
 
 def test_a_restart_does_not_check_the_model_again():
     checks, first, second = [], FakeEngine(), FakeEngine()
-    with supervised(FakeStarts(first, second), check=lambda config: checks.append(config) or 8192) as (
+    with supervised(FakeStarts(first, second), check=lambda config, on_progress: checks.append(config) or CheckedModel(8192)) as (
         supervisor,
         changes,
     ):
