@@ -30,7 +30,7 @@ def ask(command: Sequence[str], timeout_s: float) -> Reply | None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Reply("", f"{command[0]} did not end within {timeout_s:g} s")
+        return Reply("", f"no answer within {timeout_s:g} s")
     except OSError as error:
         return Reply("", f"{command[0]} cannot be run: {error.strerror}")
     if run.returncode == 0:
@@ -41,6 +41,13 @@ def ask(command: Sequence[str], timeout_s: float) -> Reply | None:
 def ask_python(script: str, arguments: Sequence[str], timeout_s: float) -> Reply:
     """Run a script in a fresh interpreter like this one, so that what it loads cannot hurt this process."""
     reply = ask([sys.executable, "-c", script, *arguments], timeout_s)
+    assert reply is not None, "the interpreter that runs this exists"
+    return reply
+
+
+def ask_module(module: str, arguments: Sequence[str], timeout_s: float) -> Reply:
+    """Do the same with a module of ours."""
+    reply = ask([sys.executable, "-m", module, *arguments], timeout_s)
     assert reply is not None, "the interpreter that runs this exists"
     return reply
 

@@ -34,9 +34,8 @@ def gather(wanted: Mapping[int, str]) -> PortFacts:
     """Return who listens on the wanted TCP ports of any address."""
     listeners: dict[int, Listener] = {}
     for connection in psutil.net_connections("tcp"):
-        port = connection.laddr.port if connection.laddr else None
-        if connection.status == psutil.CONN_LISTEN and port in wanted:
-            listeners[port] = Listener(connection.pid, _name(connection.pid))
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port in wanted:
+            listeners[connection.laddr.port] = Listener(connection.pid, _name(connection.pid))
     return PortFacts(wanted, listeners)
 
 
