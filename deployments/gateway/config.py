@@ -11,6 +11,7 @@ from deployments.groups.routing import RoutingConfig
 from deployments.groups.sleeping import SleepConfig
 from deployments.http.api_keys import ApiKey, Sha256Hex, duplicates, nameless_keys
 from deployments.live.config import LiveConfig
+from deployments.metrics.config import MetricsConfig
 from engine.config import Bytes, parse_bytes
 
 
@@ -75,6 +76,8 @@ class GatewayConfig(Config):
     """How long `/readyz` waits for the token that proves a model can generate."""
     probe_cache_s: float = Field(default=1.0, ge=0, le=60)
     """How long such a proof, or its absence, is good for."""
+    metrics: MetricsConfig = MetricsConfig()
+    """What Prometheus is shown."""
     live: LiveConfig = LiveConfig()
     """The page at `/` that shows what serves now."""
 

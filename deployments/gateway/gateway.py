@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cluster.status import GroupStatus
 from core.clock import Clock, MonotonicClock
 from deployments.gateway.config import GatewayConfig
-from deployments.gateway.metrics import GatewayMetrics, GroupLoad
 from deployments.gateway.model_catalog import GatewayModel, LoadTokenizer, ModelCatalog, ModelTokenizer
 from deployments.gateway.readiness import Readiness
 from deployments.groups.directory import GroupDirectory
@@ -29,6 +28,10 @@ from deployments.http.errors import MethodNotAllowed, RouteNotFound
 from deployments.http.head import HeadGuard
 from deployments.http.key_ring import KeyRing
 from deployments.live.page import LivePage
+from deployments.metrics.copies import AskCopies, CopyPage, ask_nobody
+from deployments.metrics.exposition import CONTENT_TYPE
+from deployments.metrics.gateway_metrics import GatewayFacts, GatewayMetrics
+from deployments.metrics.group_families import Group
 from deployments.openai.chat import prepare_chat
 from deployments.openai.completions import prepare_completion
 from deployments.openai.endpoint import GatewayServices, GenerationEndpoint
@@ -72,8 +75,13 @@ class Gateway:
         load: LoadTokenizer = load_tokenizer,
         clock: Clock | None = None,
         start: StartApplication = cannot_start,
+        name: str = "gateway",
+        ask_copies: AskCopies = ask_nobody,
     ) -> None:
-        """`start` is asked for the first replica of a model that was scaled to zero."""
+        """`start` is asked for the first replica of a model that was scaled to zero.
+
+        `name` tells this copy from others in metrics, which `ask_copies` has the others tell.
+        """
         self._config = config
         self._directory = (
             directory if directory is not None else GroupDirectory(config.models or None, routing=config.routing)
@@ -85,7 +93,10 @@ class Gateway:
         self._keys = KeyRing(config.fixed_keys, config.api_keys_file, clock)
         self._readiness = Readiness(config, self._directory, self._catalog, clock)
         self._streams = UnbrokenStreams(self._directory, config.streams)
-        self._metrics = GatewayMetrics(self._group_loads, self._streams)
+        facts = GatewayFacts(
+            self._groups, self._streams, self._directory.decisions, config.routing.policy, config.models
+        )
+        self._metrics = GatewayMetrics(config.metrics, facts, name, ask_copies)
         self._live = _live_page(config, self._directory, self._streams, clock)
 
     def announce(self, status: GroupStatus) -> None:
@@ -95,6 +106,10 @@ class Gateway:
         self._catalog.refresh()
         if self._live is not None:
             self._live.start()
+
+    def metrics_page(self) -> CopyPage:
+        """Return what this copy has to show, for another one that is asked for all."""
+        return self._metrics.own_page()
 
     def asgi_app(self) -> ASGIApp:
         """Return the HTTP application."""
@@ -136,7 +151,8 @@ class Gateway:
         """Return `app` behind everything that every request goes through."""
         hosts = None if self._keys.is_locked else self._config.allowed_hosts
         open_paths = self._live.open_paths if self._live is not None else ()
-        return IngressBoundary(HeadGuard(ApiKeyGuard(app, self._keys, open_paths), self._config.limits, hosts))
+        guarded = HeadGuard(ApiKeyGuard(app, self._keys, open_paths), self._config.limits, hosts)
+        return IngressBoundary(guarded, self._metrics.answers.note)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -158,14 +174,11 @@ class Gateway:
         return _json(report, 200 if report.is_ready else 503)
 
     async def _render_metrics(self, request: Request) -> Response:
-        return Response(self._metrics.render(), media_type="text/plain; version=0.0.4")
+        return Response(await self._metrics.render(), media_type=CONTENT_TYPE)
 
-    def _group_loads(self) -> Iterable[GroupLoad]:
+    def _groups(self) -> Iterable[Group]:
         loads = self._directory.loads()
-        for status in self._directory.statuses():
-            load = loads.get(status.group_id)
-            if load is not None:
-                yield GroupLoad(status.model, status.group_id, load, status.ops)
+        return [Group(status, loads.get(status.group_id)) for status in self._directory.statuses()]
 
 
 def _live_page(

@@ -9,7 +9,9 @@ import msgspec
 
 from core.errors import ReplicaFailed
 from deployments.groups.unbroken import UnbrokenStreams
+from deployments.metrics.store import Distribution
 from engine.request import GenerationRequest, TokenEvent
+from engine.request_timings import RequestTimings
 from engine.text import TextStream
 from parallel.plan import TokenLogprobs
 
@@ -48,6 +50,11 @@ class Choice:
         self.finish_reason: ChoiceEnd | None = None
         self.num_cached_tokens = 0
         self.first_token_at_s: float | None = None
+        self.token_gaps: Distribution | None = None
+        """Takes the time between each two tokens, if anybody measures it."""
+        self.timings: RequestTimings | None = None
+        """What the latest group told of its part of the request; of its beginning only, if it was left early."""
+        self._last_event_at_s = 0.0
         self._model = model
         self._request = request
         self._text = text
@@ -84,9 +91,14 @@ class Choice:
 
     def _take(self, event: TokenEvent) -> Delta | None:
         """Return what became visible, or None."""
+        now_s = time.monotonic()
         if self.first_token_at_s is None:
-            self.first_token_at_s = time.monotonic()
+            self.first_token_at_s = now_s
             self.num_cached_tokens = event.num_cached_tokens
+            self.timings = event.timings
+        elif self.token_gaps is not None and (num_tokens := len(event.token_ids)):
+            self.token_gaps.observe((now_s - self._last_event_at_s) / num_tokens, num_tokens)
+        self._last_event_at_s = now_s
         if event.logprobs is None and event.finish_reason is None:
             return self._take_tokens(event.token_ids)
         tokens: Sequence[ChoiceToken] = ()
@@ -111,6 +123,7 @@ class Choice:
     def _finish(self, event: TokenEvent) -> str:
         if event.finish_reason == "cancelled":
             raise ReplicaFailed("the replica group cancelled the request; send it again")
+        self.timings = event.timings or self.timings
         if event.stop_token_id is not None:
             self._num_stop_tokens = 1
         text = self._text.finish()

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from cluster.routing.decisions import Decisions
 from cluster.routing.router import Reservation, Router
 from cluster.status import ChannelAddress, GroupStatus
 from core.clock import Clock, MonotonicClock
@@ -142,6 +143,11 @@ class GroupDirectory:
         self._last_open: list[str] = []
         self._unexpected: set[str] = set()
         self._tending: asyncio.Task[None] | None = None
+
+    @property
+    def decisions(self) -> Decisions:
+        """What the router decided so far."""
+        return self._router.decisions
 
     def start(self) -> None:
         """Begin looking after connections every quarter second on the running loop (reconnect, forget). Idempotent."""

@@ -4,14 +4,17 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, StringConstraints
 
 from core.config import Config, read_yaml
 
 Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+KeyScope = Literal["all", "api", "metrics"]
 KeyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+METRICS_PATH = "/metrics"
 
 
 class ApiKey(Config):
@@ -25,6 +28,9 @@ class ApiKey(Config):
     """Keys of one tenant share cached prefixes, keys of different tenants never do. Default: the key's name."""
     models: tuple[str, ...] = ()
     """Public names of the models that exist for this key. Empty: all."""
+    scope: KeyScope = "all"
+    """What the key opens: `api` everything but `/metrics`, `metrics` nothing else (for Prometheus), `all` both. A
+    key with `models` of its own never opens `/metrics`, which names all models and tenants."""
     priority: int = Field(default=0, ge=-1000, le=1000)
     """Requests of a smaller number run first. Callers may add to it, which puts them further back."""
     requests_per_minute: PositiveInt | None = None
@@ -33,6 +39,12 @@ class ApiKey(Config):
     """Most tokens a minute: prompt and max_tokens when a request starts, of which what was not used is given back."""
     max_concurrent: PositiveInt | None = None
     """Most requests open at the same time."""
+
+    def may_ask(self, path: str) -> bool:
+        """Return whether the key opens a path."""
+        if path == METRICS_PATH:
+            return self.scope == "metrics" or (self.scope == "all" and not self.models)
+        return self.scope != "metrics"
 
     @property
     def digest(self) -> bytes:

@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import Unauthorized
 from deployments.http.caller import Caller, note_caller
+from deployments.http.errors import Forbidden
 from deployments.http.key_ring import KeyRing
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
@@ -23,7 +24,7 @@ class ApiKeyGuard:
         self._open_paths = OPEN_PATHS.union(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request and note its caller in `scope`. Raises Unauthorized, RateLimited.
+        """Serve one request and note its caller in `scope`. Raises Unauthorized, Forbidden, RateLimited.
 
         The path that is looked at is the one that is routed by, never one rebuilt from headers.
         """
@@ -32,6 +33,8 @@ class ApiKeyGuard:
             return
         caller = await self._caller(Headers(scope=scope))
         note_caller(scope, caller)
+        if not caller.may_ask(scope["path"]):
+            raise Forbidden(f"API key '{caller.name}' does not open {scope['path'][:200]}; its scope or models say so")
         with caller.quota.request():
             await self._app(scope, receive, send)
 

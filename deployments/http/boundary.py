@@ -4,11 +4,12 @@ Every response carries `x-request-id`: the caller's, if it is short and harmless
 echoed and logged; nothing inside is keyed by it.
 """
 
+import asyncio
 import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -24,9 +25,14 @@ from deployments.openai.errors import error_event, error_response
 
 logger = logging.getLogger(__name__)
 
+NoteAnswer = Callable[[str, int, str | None], None]
+"""Takes path, status and what ended the exchange: None, an error's code, or CLIENT_LEFT."""
+
 _HARMLESS_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _POLLED_PATHS = OPEN_PATHS | {"/metrics", "/live/feed"}
 """Asked every few seconds for ever; their lines would bury the others."""
+CLIENT_LEFT = "client_left"
+"""Stands where an error's code does."""
 _CLIENT_LEFT_STATUS = 499
 """Nginx's number for it; logged, never sent."""
 _NO_WEBSOCKETS = 1008
@@ -38,8 +44,10 @@ _CLOSING_STATUSES = frozenset({408, 413, 431})
 class IngressBoundary:
     """Wraps an ASGI app whose handlers may raise anything at any moment."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, note_answer: NoteAnswer = lambda path, status, error_code: None) -> None:
+        """`note_answer` hears of every exchange when it is over."""
         self._app = app
+        self._note_answer = note_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; raises nothing but cancellation."""
@@ -51,7 +59,7 @@ class IngressBoundary:
             return
         request_id = _request_id(Headers(scope=scope))
         with log_context(request_id=request_id):
-            await _Exchange(scope, receive, send, request_id).run(self._app)
+            await _Exchange(scope, receive, send, request_id).run(self._app, self._note_answer)
 
 
 class _Exchange:
@@ -66,16 +74,21 @@ class _Exchange:
         self._is_event_stream = False
         self._is_complete = False
 
-    async def run(self, app: ASGIApp) -> None:
+    async def run(self, app: ASGIApp, note_answer: NoteAnswer) -> None:
         started_s = time.perf_counter()
         error_code: str | None = None
         try:
             error_code = await self._run(app)
+        except asyncio.CancelledError:
+            error_code = CLIENT_LEFT
+            raise
         finally:
+            status = self._status or _CLIENT_LEFT_STATUS
+            note_answer(self._scope["path"], status, error_code)
             fields = {
                 "method": self._scope["method"],
                 "path": self._scope["path"][:200],
-                "status": self._status or _CLIENT_LEFT_STATUS,
+                "status": status,
                 "ms": round((time.perf_counter() - started_s) * 1e3, 1),
             }
             if name := caller_of(self._scope).name:
@@ -88,7 +101,7 @@ class _Exchange:
         try:
             await app(self._scope, self._receive, self._tracking_send)
         except ClientDisconnect:
-            return "client_left"
+            return CLIENT_LEFT
         except SlowClient as error:
             return error.code  # who does not read need not be told
         except EaglerayError as error:

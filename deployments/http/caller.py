@@ -1,5 +1,6 @@
 """Who sent a request. The guard notes it in the ASGI scope, the endpoints and the boundary read it there."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from starlette.types import Scope
@@ -21,11 +22,13 @@ class Caller(NamedTuple):
     """Models that exist for this caller; empty: all."""
     priority: int
     quota: Quota
+    may_ask: Callable[[str], bool] = lambda path: True
+    """Whether a path is open for this caller."""
 
     @classmethod
     def of(cls, key: ApiKey, quota: Quota) -> "Caller":
         """Return the owner of `key`."""
-        return cls(key.name, key.tenant or key.name, frozenset(key.models), key.priority, quota)
+        return cls(key.name, key.tenant or key.name, frozenset(key.models), key.priority, quota, key.may_ask)
 
     def sees(self, model: str) -> bool:
         """Whether a model of that name, should there be one, exists for this caller."""

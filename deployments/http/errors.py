@@ -87,6 +87,12 @@ class RouteNotFound(RequestError):
     code = "not_found"
 
 
+class Forbidden(RequestError):
+    """The key is known, and may not do this."""
+
+    code = "forbidden"
+
+
 class MethodNotAllowed(RequestError):
     """The path exists, the method does not."""
 

@@ -10,7 +10,13 @@ _OF_GROUP = ("model", "group")
 
 
 def _row(
-    name: str, kind: Kind, help_text: str, unit: Unit, *labels: str, set_by: str = _LOAD, buckets: tuple = ()
+    name: str,
+    kind: Kind,
+    help_text: str,
+    unit: Unit,
+    *labels: str,
+    set_by: str = _LOAD,
+    buckets: tuple[float, ...] = (),
 ) -> Row:
     return Row(name, kind, help_text, (*_OF_GROUP, *labels), unit, "group", set_by, buckets)
 
@@ -109,6 +115,15 @@ GROUPS = Row(
     "group",
     "deployments/groups/directory.py",
 )
+COPIES = Row(
+    "eagleray_gateway_copies",
+    "gauge",
+    "Gateway copies whose values are in this scrape.",
+    (),
+    "",
+    "group",
+    "deployments/metrics/copies.py",
+)
 
 ROWS = (
     RUNNING,
@@ -131,4 +146,5 @@ ROWS = (
     START_PROGRESS,
     OP_TIER,
     GROUPS,
+    COPIES,
 )

@@ -9,13 +9,13 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.gateway.config import HttpLimits
 from deployments.gateway.generation import Delta, run_choices
-from deployments.gateway.metrics import GatewayMetrics
 from deployments.gateway.model_catalog import ModelCatalog
 from deployments.gateway.readiness import Readiness
 from deployments.groups.unbroken import UnbrokenStreams
 from deployments.http.caller import Caller, caller_of
 from deployments.http.disconnect import run_while_connected
 from deployments.http.limits import read_body
+from deployments.metrics.gateway_metrics import GatewayMetrics
 from deployments.openai.job import Job
 from deployments.openai.responses import CollectedChoice
 from deployments.openai.sse import DONE, SseResponse
@@ -45,7 +45,7 @@ class GenerationEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises EaglerayError, ClientDisconnect."""
         services, caller = self._services, caller_of(scope)
-        with services.metrics.request(self._operation) as record:
+        with services.metrics.request(self._operation, caller.tenant) as record:
             body = await read_body(Headers(scope=scope), receive, services.limits)
             job = await self._prepare(body, caller, services.catalog, services.limits)
             record.started(job.model, job.choices, job.fields.num_completions)

@@ -23,6 +23,7 @@ from core.errors import (
 from core.frames import ConnectionLost
 from deployments.http.errors import (
     BodyTimeout,
+    Forbidden,
     HeadersTooLarge,
     MethodNotAllowed,
     RateLimited,
@@ -43,6 +44,7 @@ class _Answer(NamedTuple):
 _ANSWERS: dict[type[EaglerayError], _Answer] = {
     RequestError: _Answer(400, "invalid_request_error"),
     Unauthorized: _Answer(401, "authentication_error"),
+    Forbidden: _Answer(403, "permission_error"),
     ModelNotFound: _Answer(404, "invalid_request_error"),
     RouteNotFound: _Answer(404, "invalid_request_error"),
     MethodNotAllowed: _Answer(405, "invalid_request_error"),

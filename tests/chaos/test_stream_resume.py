@@ -63,9 +63,9 @@ class Fleet:
 
     def num_resumed(self):
         """Return how many streams went on in another group so far."""
-        head = f'eagleray_stream_resumes_total{{model="{MODEL}"}} '
+        head = f'eagleray_stream_resumes_total{{model="{MODEL}",'
         lines = self.served.get("/metrics").splitlines()
-        return sum(float(line.removeprefix(head)) for line in lines if line.startswith(head))
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(head))
 
 
 def texts(streams):

@@ -226,19 +226,19 @@ def test_metrics_count_requests_tokens_and_times_and_show_group_load():
 
     text = asyncio.run(main())
     for line in (
-        'eagleray_requests_total{model="tiny",operation="text_completion",status="ok"} 2.0',
-        'eagleray_requests_total{model="unknown",operation="text_completion",status="invalid_request"} 1.0',
-        'eagleray_requests_total{model="unknown",operation="text_completion",status="model_not_found"} 1.0',
-        'eagleray_requests_open{operation="text_completion"} 0.0',
-        'eagleray_tokens_total{model="tiny",type="input"} 4.0',
-        'eagleray_tokens_total{model="tiny",type="cached_input"} 2.0',
-        'eagleray_tokens_total{model="tiny",type="output"} 8.0',
-        'gen_ai_server_time_to_first_token_seconds_count{model="tiny"} 2.0',
-        'gen_ai_server_time_per_output_token_seconds_count{model="tiny"} 2.0',
-        'vllm:num_requests_running{group="group-1",model_name="tiny"} 0.0',
-        'vllm:kv_cache_usage_perc{group="group-1",model_name="tiny"} 0.25',
-        'vllm:generation_tokens_total{group="group-1",model_name="tiny"} 30.0',
-        'eagleray_op_tier{detail="plain",group="group-1",model_name="tiny",op="linear",tier="torch"} 1.0',
+        'eagleray_requests_total{model="tiny",operation="text_completion",status="ok",gateway="gateway"} 2.0',
+        'eagleray_requests_total{model="unknown",operation="text_completion",status="invalid_request",gateway="gateway"} 1.0',
+        'eagleray_requests_total{model="unknown",operation="text_completion",status="model_not_found",gateway="gateway"} 1.0',
+        'eagleray_requests_open{operation="text_completion",gateway="gateway"} 0.0',
+        'eagleray_tokens_total{model="tiny",type="input",gateway="gateway"} 4.0',
+        'eagleray_tokens_total{model="tiny",type="cached_input",gateway="gateway"} 2.0',
+        'eagleray_tokens_total{model="tiny",type="output",gateway="gateway"} 8.0',
+        'gen_ai_server_time_to_first_token_seconds_count{model="tiny",gateway="gateway"} 2.0',
+        'gen_ai_server_time_per_output_token_seconds_count{model="tiny",gateway="gateway"} 2.0',
+        'vllm:num_requests_running{model_name="tiny",group="group-1"} 0.0',
+        'vllm:kv_cache_usage_perc{model_name="tiny",group="group-1"} 0.25',
+        'vllm:generation_tokens_total{model_name="tiny",group="group-1"} 30.0',
+        'eagleray_op_tier{model="tiny",group="group-1",op="linear",tier="torch",detail="plain"} 1.0',
     ):
         assert line in text
     assert "invented-by-a-caller" not in text

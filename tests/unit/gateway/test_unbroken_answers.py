@@ -104,9 +104,9 @@ def test_resumes_and_retries_are_counted():
             return (await client.get("/metrics")).body.decode()
 
     text = asyncio.run(main())
-    assert 'eagleray_request_retries_total{model="tiny"} 1.0' in text
-    assert 'eagleray_stream_resumes_total{model="tiny"} 1.0' in text
-    assert "eagleray_requests_waiting_for_group 0.0" in text
+    assert 'eagleray_request_retries_total{model="tiny",gateway="gateway"} 1.0' in text
+    assert 'eagleray_stream_resumes_total{model="tiny",gateway="gateway"} 1.0' in text
+    assert 'eagleray_requests_waiting_for_group{gateway="gateway"} 0.0' in text
 
 
 def test_a_request_that_kills_every_group_is_given_up_and_refused_when_it_comes_again():
