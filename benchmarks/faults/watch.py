@@ -1,5 +1,6 @@
 """What processes hold over time, memory, descriptors and threads, and whether it grows."""
 
+import itertools
 import statistics
 import threading
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import psutil
 
 _MIB = 2**20
+_MINUTE_S = 60.0
 _HOUR_S = 3600.0
 
 Family = Callable[[], Mapping[str, Sequence[psutil.Process]]]
@@ -65,7 +67,9 @@ class Growth(NamedTuple):
     rss_mib: tuple[float, float]
     """In the first and in the last quarter, medians."""
     rss: Slope
-    """MiB."""
+    """MiB, over the second half: caches and allocators that fill up to a bound have mostly done so by then."""
+    rss_by_minute_mib: tuple[float, ...]
+    """Medians of whole minutes, so that a bound that is approached is told from a leak."""
     fds: tuple[int, int]
     threads: tuple[int, int]
 
@@ -89,6 +93,7 @@ class Growth(NamedTuple):
             "rss_mib": [round(value, 1) for value in self.rss_mib],
             "rss_mib_per_h": round(self.rss.per_h, 1),
             "rss_error_mib_per_h": round(self.rss.error_per_h, 1),
+            "rss_by_minute_mib": [round(value, 1) for value in self.rss_by_minute_mib],
             "fds": self.fds,
             "threads": self.threads,
             "grew": self.reasons(limits),
@@ -165,12 +170,15 @@ def _growth(process: Incarnation, life: Sequence[Reading]) -> Growth:
         return statistics.median(values[:quarter]), statistics.median(values[-quarter:])
 
     rss_mib = [one.rss_bytes / _MIB for one in life]
+    late = len(life) // 2
+    minutes = itertools.groupby(life, key=lambda one: int((one.at_s - life[0].at_s) // _MINUTE_S))
     fds, threads = ends([one.num_fds for one in life]), ends([one.num_threads for one in life])
     return Growth(
         process=process,
         watched_s=life[-1].at_s - life[0].at_s,
         rss_mib=ends(rss_mib),
-        rss=slope([one.at_s for one in life], rss_mib),
+        rss=slope([one.at_s for one in life[late:]], rss_mib[late:]),
+        rss_by_minute_mib=tuple(statistics.median(one.rss_bytes / _MIB for one in minute) for _, minute in minutes),
         fds=(int(fds[0]), int(fds[1])),
         threads=(int(threads[0]), int(threads[1])),
     )

@@ -35,6 +35,12 @@ def test_what_a_process_takes_while_it_warms_up_is_no_leak():
     assert growth(rss_mib=lambda at: 100 + min(at, 50)).reasons(LIMITS) == []
 
 
+def test_memory_that_approaches_a_bound_is_no_leak_and_its_minutes_show_it():
+    found = growth(rss_mib=lambda at: 100 + min(at, 300))
+    assert found.reasons(LIMITS) == []
+    assert [round(value) for value in found.rss_by_minute_mib] == [189, 249, 309, 369, 400, 400, 400, 400, 400]
+
+
 def test_memory_that_goes_up_and_down_is_no_leak():
     assert growth(rss_mib=lambda at: 100 + at % 20).reasons(LIMITS) == []
 
