@@ -16,12 +16,13 @@ from core.config import read_yaml
 from core.errors import InvalidConfig
 from deployments.app import gateway_deployment, model_deployment
 from deployments.check import BUILDERS, check_config
+from deployments.tracing.exporter import EXPORTER, TracingUnavailable, require_exporter
 
 _DEPLOYMENTS: dict[str, Callable[[], Deployment]] = {
     "deployments.app:gateway": gateway_deployment,
     "deployments.app:model": model_deployment,
 }
-_CONFIG_KEYS = {"proxy_location", "http_options", "grpc_options", "logging_config", "applications"}
+_CONFIG_KEYS = {"proxy_location", "http_options", "grpc_options", "logging_config", "tracing_config", "applications"}
 _APPLICATION_KEYS = {"name", "route_prefix", "import_path", "args", "deployments", "logging_config"}
 
 
@@ -34,7 +35,9 @@ def read_config(path: Path) -> ServeDeploySchema:
     data = read_yaml(path)
     if problems := check_config(data):
         raise InvalidConfig("\n".join(f"{path}: {problem}" for problem in problems))
-    return ServeDeploySchema.model_validate(data)
+    config = ServeDeploySchema.model_validate(data)
+    _check_tracing(config, path)
+    return config
 
 
 def deploy(config: ServeDeploySchema) -> None:
@@ -46,6 +49,7 @@ def deploy(config: ServeDeploySchema) -> None:
         http_options=config.http_options.model_dump(),
         grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
         logging_config=config.logging_config,
+        tracing_config=config.tracing_config,
     )
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
@@ -69,6 +73,17 @@ def _target(application: ServeApplicationSchema, config: ServeDeploySchema) -> s
         route_prefix=application.route_prefix,
         logging_config=application.logging_config or config.logging_config,
     )
+
+
+def _check_tracing(config: ServeDeploySchema, path: Path) -> None:
+    """Raise InvalidConfig if spans are to be exported by a package that is not there; in a proxy nobody would see."""
+    tracing = config.tracing_config
+    if tracing is None or not tracing.enabled or tracing.exporter_import_path != EXPORTER:
+        return
+    try:
+        require_exporter()
+    except TracingUnavailable as error:
+        raise InvalidConfig(f"{path}: {error.message}") from None
 
 
 def _refuse_others(settings: BaseModel, known: set[str]) -> None:

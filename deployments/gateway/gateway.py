@@ -38,6 +38,7 @@ from deployments.openai.endpoint import GatewayServices, GenerationEndpoint
 from deployments.openai.errors import error_response
 from deployments.openai.job import visible_model
 from deployments.openai.responses import ModelCard, ModelList
+from deployments.tracing.request_trail import RequestTrails
 from engine.tokenizer import Tokenizer
 from parallel.checkpoint.source import resolve_tokenizer
 
@@ -75,10 +76,11 @@ class Gateway:
         load: LoadTokenizer = load_tokenizer,
         clock: Clock | None = None,
         start: StartApplication = cannot_start,
+        trails: RequestTrails | None = None,
         name: str = "gateway",
         ask_copies: AskCopies = ask_nobody,
     ) -> None:
-        """`start` is asked for the first replica of a model that was scaled to zero.
+        """`start` is asked for the first replica of a model that was scaled to zero; `trails` may trace requests.
 
         `name` tells this copy from others in metrics, which `ask_copies` has the others tell.
         """
@@ -90,6 +92,7 @@ class Gateway:
             self._directory, load, config.models, config.tokenizer_threads, config.sleeping, start
         )
         clock = clock or MonotonicClock()
+        self._trails = trails or RequestTrails()
         self._keys = KeyRing(config.fixed_keys, config.api_keys_file, clock)
         self._readiness = Readiness(config, self._directory, self._catalog, clock)
         self._streams = UnbrokenStreams(self._directory, config.streams)
@@ -113,7 +116,9 @@ class Gateway:
 
     def asgi_app(self) -> ASGIApp:
         """Return the HTTP application."""
-        services = GatewayServices(self._config.limits, self._streams, self._catalog, self._readiness, self._metrics)
+        services = GatewayServices(
+            self._config.limits, self._streams, self._catalog, self._readiness, self._metrics, self._trails
+        )
         chat = GenerationEndpoint("chat", prepare_chat, services)
         completions = GenerationEndpoint("text_completion", prepare_completion, services)
         routes = [

@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from core.clock import MonotonicClock
 from core.errors import ReplicaFailed
+from deployments.groups.trail import StreamTrail
 from deployments.groups.unbroken import UnbrokenStreams
 from deployments.metrics.store import Distribution
 from engine.request import GenerationRequest, TokenEvent
@@ -50,6 +52,8 @@ class Choice:
         self.finish_reason: ChoiceEnd | None = None
         self.num_cached_tokens = 0
         self.first_token_at_s: float | None = None
+        self.trail = StreamTrail(MonotonicClock())
+        """What became of its stream."""
         self.token_gaps: Distribution | None = None
         """Takes the time between each two tokens, if anybody measures it."""
         self.timings: RequestTimings | None = None
@@ -80,7 +84,7 @@ class Choice:
 
         Raises what the request was refused with, or what ended it before its time.
         """
-        async with await streams.open(self._model, self._request) as stream:
+        async with await streams.open(self._model, self._request, self.trail) as stream:
             async for event in stream:
                 delta = self._take(event)
                 if delta is not None:

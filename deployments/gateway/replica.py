@@ -17,6 +17,7 @@ from core.logs import configure_logging
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.gateway import Gateway
 from deployments.metrics.copies import CopyPage
+from deployments.tracing.request_trail import serve_trails
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,9 @@ class GatewayReplica:
         configure_logging()
         take_normal_priority()
         name = serve.get_replica_context().replica_id.unique_id
-        self._gateway = Gateway(config, start=start_application, name=name, ask_copies=Copies().pages)
+        self._gateway = Gateway(
+            config, start=start_application, trails=serve_trails(), name=name, ask_copies=Copies().pages
+        )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the HTTP application; Serve calls this once, on the replica's loop."""

@@ -16,11 +16,13 @@ from deployments.groups.directory import RoutedStream
 from engine.request import TokenEvent
 from engine.request_timings import RequestTimings, StayTimes
 
+PhaseName = Literal["queue", "prefill", "decode"]
+
 
 class Phase(NamedTuple):
     """What a group did with a request for a while."""
 
-    name: Literal["queue", "prefill", "decode"]
+    name: PhaseName
     began_s: float
     ended_s: float
     stay: StayTimes
@@ -103,7 +105,12 @@ class Part:
         found: list[Phase] = []
         at_s = self.began_s
         for stay in self.timings.stays:
-            for name, seconds in (("queue", stay.queued_s), ("prefill", stay.prefill_s), ("decode", stay.decode_s)):
+            lengths_s: dict[PhaseName, float] = {
+                "queue": stay.queued_s,
+                "prefill": stay.prefill_s,
+                "decode": stay.decode_s,
+            }
+            for name, seconds in lengths_s.items():
                 ended_s = min(at_s + seconds, self.ended_s)
                 if name == "queue" or seconds > 0:
                     found.append(Phase(name, at_s, ended_s, stay))
@@ -150,11 +157,16 @@ class StreamTrail:
         return part
 
     @property
+    def ended_s(self) -> float:
+        """When the last group was left; 0 if there was none."""
+        return max((part.ended_s or 0.0 for part in self.parts), default=0.0)
+
+    @property
     def num_resumes(self) -> int:
         """Groups that went on with what another had begun."""
         return max(0, len(self.parts) - 1)
 
-    def total_s(self, name: Literal["queue", "prefill", "decode"]) -> float:
+    def total_s(self, name: PhaseName) -> float:
         """Return the time that groups have spent so."""
         return sum(
             phase.ended_s - phase.began_s for part in self.parts for phase in part.phases() if phase.name == name

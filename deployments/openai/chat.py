@@ -11,9 +11,10 @@ from deployments.gateway.model_catalog import ModelCatalog, ModelTokenizer
 from deployments.http.caller import Caller
 from deployments.openai.job import Job, awake_model, build_choices, new_meta
 from deployments.openai.logprobs import ChatLogprobs, chat_logprobs
-from deployments.openai.responses import CollectedChoice, ResponseMeta, Usage
+from deployments.openai.responses import Closing, CollectedChoice, ResponseMeta, Usage
 from deployments.openai.schemas import ChatMessage, ChatRequest, parse_chat
 from deployments.openai.sse import json_text, json_value
+from deployments.openai.timings import Timings
 
 
 class AnswerMessage(msgspec.Struct):
@@ -42,6 +43,7 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: Usage
     object: Literal["chat.completion"] = "chat.completion"
+    timings: Timings | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatWriter:
@@ -79,11 +81,11 @@ class ChatWriter:
             events = b""
         return events if delta.finish_reason is None else events + self._finish(delta.choice, delta.finish_reason)
 
-    def usage_event(self, usage: Usage) -> bytes:
+    def closing_event(self, closing: Closing) -> bytes:
         """Return the event without choices."""
-        return self._head + b'],"usage":%b}\n\n' % json_value(usage)
+        return self._head + b"]," + json_value(closing)[1:] + b"\n\n"
 
-    def whole(self, choices: Sequence[CollectedChoice], usage: Usage) -> bytes:
+    def whole(self, choices: Sequence[CollectedChoice], usage: Usage, timings: Timings | None) -> bytes:
         """Return a chat.completion."""
         answers = [
             ChatChoice(
@@ -95,7 +97,8 @@ class ChatWriter:
             for index, choice in enumerate(choices)
         ]
         meta = self._meta
-        return json_value(ChatCompletion(meta.id, meta.created, meta.model, answers, usage))
+        shown = msgspec.UNSET if timings is None else timings
+        return json_value(ChatCompletion(meta.id, meta.created, meta.model, answers, usage, timings=shown))
 
     def _finish(self, index: int, reason: ChoiceEnd) -> bytes:
         choice = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}]' % (index, reason.encode())
@@ -111,7 +114,7 @@ async def prepare_chat(body: bytes, caller: Caller, catalog: ModelCatalog, limit
     choices = build_choices(
         request, caller, model, [token_ids], meta.id, limits, request.token_limit, request.num_logprobs
     )
-    return Job(model.name, request, choices, ChatWriter(meta, request, model.tokenizer))
+    return Job(meta.id, model.name, request, choices, ChatWriter(meta, request, model.tokenizer))
 
 
 def _plain(message: ChatMessage) -> dict[str, str]:

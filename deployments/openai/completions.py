@@ -11,9 +11,10 @@ from deployments.gateway.model_catalog import GatewayModel, ModelCatalog, ModelT
 from deployments.http.caller import Caller
 from deployments.openai.job import Job, awake_model, build_choices, new_meta
 from deployments.openai.logprobs import CompletionLogprobs, completion_logprobs
-from deployments.openai.responses import CollectedChoice, ResponseMeta, Usage
+from deployments.openai.responses import Closing, CollectedChoice, ResponseMeta, Usage
 from deployments.openai.schemas import CompletionRequest, parse_completion
 from deployments.openai.sse import json_text, json_value
+from deployments.openai.timings import Timings
 
 
 class CompletionChoice(msgspec.Struct):
@@ -34,6 +35,7 @@ class Completion(msgspec.Struct):
     choices: list[CompletionChoice]
     usage: Usage
     object: Literal["text_completion"] = "text_completion"
+    timings: Timings | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionWriter:
@@ -70,11 +72,11 @@ class CompletionWriter:
         reason = json_value(delta.finish_reason)
         return b'%b%b,"logprobs":%b,"finish_reason":%b}]%b' % (before, text, logprobs, reason, self._tail)
 
-    def usage_event(self, usage: Usage) -> bytes:
+    def closing_event(self, closing: Closing) -> bytes:
         """Return the event without choices."""
-        return self._head + b'],"usage":%b}\n\n' % json_value(usage)
+        return self._head + b"]," + json_value(closing)[1:] + b"\n\n"
 
-    def whole(self, choices: Sequence[CollectedChoice], usage: Usage) -> bytes:
+    def whole(self, choices: Sequence[CollectedChoice], usage: Usage, timings: Timings | None) -> bytes:
         """Return a text_completion."""
         answers = [
             CompletionChoice(
@@ -86,7 +88,8 @@ class CompletionWriter:
             for index, (echo, choice) in enumerate(zip(self._echoes, choices, strict=True))
         ]
         meta = self._meta
-        return json_value(Completion(meta.id, meta.created, meta.model, answers, usage))
+        shown = msgspec.UNSET if timings is None else timings
+        return json_value(Completion(meta.id, meta.created, meta.model, answers, usage, timings=shown))
 
 
 async def prepare_completion(body: bytes, caller: Caller, catalog: ModelCatalog, limits: HttpLimits) -> Job:
@@ -97,7 +100,7 @@ async def prepare_completion(body: bytes, caller: Caller, catalog: ModelCatalog,
     meta = new_meta("cmpl", model)
     choices = build_choices(request, caller, model, prompts, meta.id, limits, request.token_limit, request.logprobs)
     echoes = [_echo(request, prompt, model) for prompt in request.prompts() for _ in range(request.num_completions)]
-    return Job(model.name, request, choices, CompletionWriter(meta, request, echoes, model.tokenizer))
+    return Job(meta.id, model.name, request, choices, CompletionWriter(meta, request, echoes, model.tokenizer))
 
 
 async def _token_ids(request: CompletionRequest, prompt: str | list[int], model: GatewayModel) -> list[int]:

@@ -11,9 +11,10 @@ from deployments.gateway.config import HttpLimits
 from deployments.gateway.generation import Choice, Delta
 from deployments.gateway.model_catalog import GatewayModel, ModelCatalog, unknown_model
 from deployments.http.caller import Caller
-from deployments.openai.responses import CollectedChoice, ResponseMeta, Usage
+from deployments.openai.responses import Closing, CollectedChoice, ResponseMeta, Usage
 from deployments.openai.sampling import check_prompt_ids, sampling_params, seed_of_choice, token_budget
 from deployments.openai.schemas import GenerationFields
+from deployments.openai.timings import Timings
 from engine.request import GenerationRequest
 from engine.text import TextStream
 
@@ -29,11 +30,11 @@ class ResponseWriter(Protocol):
         """Return the event, or events, for a delta."""
         ...
 
-    def usage_event(self, usage: Usage) -> bytes:
-        """Return the event with the token counts."""
+    def closing_event(self, closing: Closing) -> bytes:
+        """Return the event with the token counts, the timings, or both."""
         ...
 
-    def whole(self, choices: Sequence[CollectedChoice], usage: Usage) -> bytes:
+    def whole(self, choices: Sequence[CollectedChoice], usage: Usage, timings: Timings | None) -> bytes:
         """Return the body of an answer that is not streamed."""
         ...
 
@@ -41,6 +42,7 @@ class ResponseWriter(Protocol):
 class Job(NamedTuple):
     """What the endpoint runs."""
 
+    response_id: str
     model: str
     fields: GenerationFields
     choices: list[Choice]

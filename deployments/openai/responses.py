@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from deployments.gateway.generation import Choice, ChoiceEnd, ChoiceToken, Delta
+from deployments.openai.timings import Timings
 
 
 class ResponseMeta(NamedTuple):
@@ -39,6 +40,13 @@ class Usage(msgspec.Struct):
         num_tokens = sum(choice.num_tokens for choice in every)
         cached = PromptTokensDetails(sum(choice.num_cached_tokens for choice in first_of_prompt))
         return cls(num_prompt_tokens, num_tokens, num_prompt_tokens + num_tokens, cached)
+
+
+class Closing(msgspec.Struct):
+    """What the last event of a stream has, as far as it was asked for."""
+
+    usage: Usage | msgspec.UnsetType = msgspec.UNSET
+    timings: Timings | msgspec.UnsetType = msgspec.UNSET
 
 
 class CollectedChoice:

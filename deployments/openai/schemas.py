@@ -2,7 +2,7 @@
 
 The OpenAI fields, and those that vLLM and Hugging Face servers added and clients send: top_k, min_p,
 repetition_penalty, min_tokens, ignore_eos, stop_token_ids, skip_special_tokens, include_stop_str_in_output, priority,
-cache_salt, add_special_tokens, parse_special.
+cache_salt, add_special_tokens, parse_special. Ours alone: include_timings.
 """
 
 import re
@@ -35,6 +35,8 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
     include_usage: bool | None = None
     """One more event with the token counts, before `[DONE]`."""
+    include_timings: bool | None = None
+    """That event, or one of its own, also says where the time went."""
     include_obfuscation: bool | None = None
     """Ignored: events are not padded."""
 
@@ -65,6 +67,8 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     include_stop_str_in_output: bool | None = None
     priority: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     """Lower runs first; added to the priority of the caller's key, so callers can only step back."""
+    include_timings: bool | None = None
+    """Whether the answer says where its time went; a stream does before `[DONE]`."""
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     """Requests share cached prefixes only with those of the same tenant and the same salt."""
 
@@ -82,6 +86,11 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     def has_stream_usage(self) -> bool:
         """Whether the stream ends with the token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def has_timings(self) -> bool:
+        """Whether the answer says where its time went."""
+        return bool(self.include_timings or (self.stream_options and self.stream_options.include_timings))
 
 
 class ContentPart(msgspec.Struct):
