@@ -103,7 +103,8 @@ class RequestRecord:
         self._model = UNKNOWN_MODEL
         self._choices: Sequence[MeasuredChoice] = ()
         self._num_completions = 1
-        self._received_s = 0.0
+        self.received_s = 0.0
+        """When the request came, on the monotonic clock."""
 
     def started(self, model: str, choices: Sequence[MeasuredChoice], num_completions: int) -> None:
         """Take note of the served model and the choices, `num_completions` neighbours to a prompt; begin to measure."""
@@ -113,7 +114,7 @@ class RequestRecord:
             choice.token_gaps = gaps
 
     def __enter__(self) -> Self:
-        self._received_s = time.monotonic()
+        self.received_s = time.monotonic()
         self._metrics.requests_open.add(self._operation)
         return self
 
@@ -123,7 +124,7 @@ class RequestRecord:
         metrics, ended_s = self._metrics, time.monotonic()
         metrics.requests_open.add(self._operation, amount=-1)
         metrics.requests.add(self._model, self._operation, _status(error))
-        metrics.request_duration.of(self._model, self._operation).observe(ended_s - self._received_s)
+        metrics.request_duration.of(self._model, self._operation).observe(ended_s - self.received_s)
         for choice in self._choices:
             self._observe_choice(choice, ended_s)
         if self._choices:
@@ -134,7 +135,7 @@ class RequestRecord:
         metrics.choices.add(model, choice.finish_reason or "abort")
         if choice.first_token_at_s is None:
             return
-        metrics.time_to_first_token.of(model).observe(choice.first_token_at_s - self._received_s)
+        metrics.time_to_first_token.of(model).observe(choice.first_token_at_s - self.received_s)
         if choice.num_tokens > 1:
             per_token_s = (ended_s - choice.first_token_at_s) / (choice.num_tokens - 1)
             metrics.time_per_output_token.of(model).observe(per_token_s)
