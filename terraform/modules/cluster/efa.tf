@@ -1,33 +1,32 @@
-# Network cards and GPUs of instance types, as `aws ec2 describe-instance-types` gives them.
+# What is in a machine, as `aws ec2 describe-instance-types` tells: GPUs, and which network cards can do EFA.
 locals {
-  efa_cards = {
-    "g6e.12xlarge"     = 1
-    "p4d.24xlarge"     = 4
-    "p5.48xlarge"      = 32
-    "p5en.48xlarge"    = 16
-    "p6-b200.48xlarge" = 8
+  machine_types = {
+    "g5.48xlarge"      = { gpus = 8, efa_cards = range(0, 1) }
+    "g6.xlarge"        = { gpus = 1, efa_cards = range(0) }
+    "g6.12xlarge"      = { gpus = 4, efa_cards = range(0, 1) }
+    "g6.48xlarge"      = { gpus = 8, efa_cards = range(0, 1) }
+    "g6e.xlarge"       = { gpus = 1, efa_cards = range(0) }
+    "g6e.12xlarge"     = { gpus = 4, efa_cards = range(0, 1) }
+    "g6e.24xlarge"     = { gpus = 4, efa_cards = range(0, 2) }
+    "g6e.48xlarge"     = { gpus = 8, efa_cards = range(0, 4) }
+    "p4d.24xlarge"     = { gpus = 8, efa_cards = range(0, 4) }
+    "p4de.24xlarge"    = { gpus = 8, efa_cards = range(0, 4) }
+    "p5.4xlarge"       = { gpus = 1, efa_cards = range(0, 1) }
+    "p5.48xlarge"      = { gpus = 8, efa_cards = range(0, 32) }
+    "p5e.48xlarge"     = { gpus = 8, efa_cards = range(0, 32) }
+    "p5en.48xlarge"    = { gpus = 8, efa_cards = range(0, 16) }
+    "p6-b200.48xlarge" = { gpus = 8, efa_cards = range(0, 8) }
+    "p6-b300.48xlarge" = { gpus = 8, efa_cards = range(1, 17) } # its first card is for ordinary traffic alone
   }
 
-  gpus_of_type = {
-    "g6.xlarge"        = 1
-    "g6.12xlarge"      = 4
-    "g6e.xlarge"       = 1
-    "g6e.12xlarge"     = 4
-    "p4d.24xlarge"     = 8
-    "p5.48xlarge"      = 8
-    "p5en.48xlarge"    = 8
-    "p6-b200.48xlarge" = 8
-  }
-
-  plain_interface  = [{ card = 0, device = 0, type = null }]
-  single_interface = [{ card = 0, device = 0, type = "efa" }]
-
-  # The first card has an ordinary interface, which carries the machine's only IP address, and an EFA beside it; every
-  # other card has an EFA alone, which takes no address.
-  efa_interfaces = { for type, cards in local.efa_cards : type => cards == 1 ? local.single_interface : concat(
-    [{ card = 0, device = 0, type = "interface" }, { card = 0, device = 1, type = "efa-only" }],
-    [for card in range(1, cards) : { card = card, device = 0, type = "efa-only" }],
-  ) }
+  # One card does both at once. Of several, the first has an ordinary interface with the machine's only IP address and
+  # an EFA beside it; every other card has an EFA alone, which takes no address. (EC2 User Guide, "Maximize network
+  # bandwidth on instances with multiple network cards".)
+  plain_interface = [{ card = 0, device = 0, type = null }]
+  efa_interfaces = { for type, machine in local.machine_types : type => length(machine.efa_cards) == 1 ? [{ card = 0, device = 0, type = "efa" }] : concat(
+    [{ card = 0, device = 0, type = "interface" }],
+    [for card in machine.efa_cards : { card = card, device = card == 0 ? 1 : 0, type = "efa-only" }],
+  ) if length(machine.efa_cards) > 0 }
 
   interfaces = { for name, g in var.worker_groups : name => g.efa ? local.efa_interfaces[g.instance_types[0]] : local.plain_interface }
 }

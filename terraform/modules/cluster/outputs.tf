@@ -52,3 +52,8 @@ output "shell" {
   description = "Command that opens a shell on the head."
   value       = "aws ssm start-session --region ${data.aws_region.current.id} --target ${aws_instance.head.id}"
 }
+
+output "api_tunnel" {
+  description = "Command that brings the API to http://localhost:8000/v1 by way of the head's own HTTP proxy, without a load balancer."
+  value       = "aws ssm start-session --region ${data.aws_region.current.id} --target ${aws_instance.head.id} --document-name AWS-StartPortForwardingSession --parameters portNumber=8000,localPortNumber=8000"
+}

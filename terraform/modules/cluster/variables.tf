@@ -27,7 +27,7 @@ variable "token_secret_arn" {
 }
 
 variable "serve_config" {
-  description = "What is served: text of the same Serve YAML that `serve run` takes. Changing it replaces no machine."
+  description = "What is served: text of the same Serve YAML that `serve run` takes. It must be known when planning. Changing it replaces no machine."
   type        = string
 
   validation {
@@ -170,8 +170,8 @@ variable "worker_groups" {
   }
 
   validation {
-    condition     = alltrue([for g in values(var.worker_groups) : alltrue([for t in g.instance_types : lookup(local.gpus_of_type, t, g.gpus_per_node) == g.gpus_per_node])])
-    error_message = "gpus_per_node is not what an instance type has (p5, p5en and p6 x.48xlarge: 8; g6e.12xlarge: 4; see local.gpus_of_type): GPUs would be paid for and not used, or waited for in vain."
+    condition     = alltrue([for g in values(var.worker_groups) : alltrue([for t in g.instance_types : try(local.machine_types[t].gpus, g.gpus_per_node) == g.gpus_per_node])])
+    error_message = "gpus_per_node is not what an instance type has (local.machine_types in efa.tf): GPUs would be paid for and not used, or waited for in vain."
   }
 
   validation {
@@ -216,12 +216,12 @@ variable "worker_groups" {
   }
 
   validation {
-    condition     = alltrue([for g in values(var.worker_groups) : !g.efa || alltrue([for t in g.instance_types : contains(keys(local.efa_cards), t)])])
-    error_message = "efa = true with an instance type whose network cards are not known here; add it to local.efa_cards in efa.tf, from `aws ec2 describe-instance-types`."
+    condition     = alltrue([for g in values(var.worker_groups) : !g.efa || alltrue([for t in g.instance_types : try(length(local.machine_types[t].efa_cards) > 0, false)])])
+    error_message = "efa = true with an instance type that has none, or is not known here; local.machine_types in efa.tf can be added to."
   }
 
   validation {
-    condition     = alltrue([for g in values(var.worker_groups) : !g.efa || length(distinct([for t in g.instance_types : lookup(local.efa_cards, t, 0)])) == 1])
+    condition     = alltrue([for g in values(var.worker_groups) : !g.efa || length(distinct([for t in g.instance_types : try(length(local.machine_types[t].efa_cards), 0)])) == 1])
     error_message = "efa = true needs instance types with the same number of network cards."
   }
 
@@ -246,7 +246,7 @@ variable "ingress" {
 }
 
 variable "weights" {
-  description = "The S3 bucket with model weights: an existing `bucket` (unencrypted or open ones are your affair), or null: one is made, and kept by `destroy` unless it is empty or `force_destroy`."
+  description = "The S3 bucket with model weights: an existing `bucket`, which `destroy` leaves alone; or null: one is made, and `destroy` stops at it unless it is empty or `force_destroy` is set."
   type = object({
     bucket        = optional(string)
     force_destroy = optional(bool, false)
@@ -265,16 +265,17 @@ variable "expires_at" {
   default     = null
 
   validation {
-    condition     = var.expires_at == null ? true : can(timeadd(var.expires_at, "0s"))
-    error_message = "expires_at must look like 2026-12-01T18:00:00Z."
+    condition     = var.expires_at == null ? true : can(timeadd(var.expires_at, "0s")) && endswith(var.expires_at, "Z")
+    error_message = "expires_at must be in UTC and look like 2026-12-01T18:00:00Z."
   }
 }
 
 variable "images" {
-  description = "Public SSM parameters that name the newest images; machines with GPUs take `gpu`. Both must be Amazon Linux 2023 unless `package.python` is set."
+  description = "Public SSM parameters that name the newest images; machines with GPUs take `gpu`. They must be Amazon Linux 2023 unless `package.python` is set. `root_device` is the name of their root disk."
   type = object({
-    cpu = optional(string, "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64")
-    gpu = optional(string, "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id")
+    cpu         = optional(string, "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64")
+    gpu         = optional(string, "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id")
+    root_device = optional(string, "/dev/xvda")
   })
   default = {}
 }

@@ -38,7 +38,7 @@ resource "aws_launch_template" "worker" {
       network_card_index          = network_interfaces.value.card
       device_index                = network_interfaces.value.device
       interface_type              = network_interfaces.value.type
-      associate_public_ip_address = network_interfaces.key == 0 && length(local.interfaces[each.key]) == 1 ? false : null
+      associate_public_ip_address = length(local.interfaces[each.key]) == 1 ? false : null
       security_groups             = [aws_security_group.node.id]
       delete_on_termination       = true
     }
@@ -71,7 +71,7 @@ resource "aws_launch_template" "worker" {
   }
 
   block_device_mappings {
-    device_name = "/dev/xvda" # the root of Amazon Linux
+    device_name = var.images.root_device
 
     ebs {
       volume_type           = "gp3"
@@ -119,6 +119,7 @@ resource "aws_autoscaling_group" "worker" {
   # Never ELB: a machine without a replica has no HTTP proxy, so a load balancer calls every idle or loading one sick.
   health_check_type         = "EC2"
   health_check_grace_period = 300
+  enabled_metrics           = ["GroupDesiredCapacity", "GroupInServiceInstances", "GroupPendingInstances", "GroupTerminatingInstances"]
   default_instance_warmup   = 300
   wait_for_capacity_timeout = "0" # a machine counts once it has joined Ray, which `apply` does not wait for
 
