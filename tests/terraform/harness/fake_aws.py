@@ -21,7 +21,9 @@ class FakeAws:
             from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
             from tests.terraform.harness.moto_extension import extend_moto
-        extend_moto()
+        self.hook_results: dict[str, str] = {}
+        """What machines said to their launch hooks, by instance id."""
+        extend_moto(self.hook_results)
         self._application = DomainDispatcherApplication(create_backend_app)
         self._servers: list[Any] = []
         own = socket.create_server(("127.0.0.1", 0))

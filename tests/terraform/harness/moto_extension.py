@@ -5,8 +5,9 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from moto.autoscaling.responses import AutoScalingResponse
 from moto.budgets.responses import BudgetsResponse
-from moto.core.responses import ActionResult
+from moto.core.responses import ActionResult, EmptyResult
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.responses import EC2Response
 from moto.elbv2.models import FakeLoadBalancer
@@ -56,12 +57,22 @@ class PlacementGroups:
         return ActionResult({})
 
 
-def extend_moto() -> None:
-    """Give moto's classes what they lack; changes them for the whole process."""
+def extend_moto(hook_results: dict[str, str]) -> None:
+    """Give moto's classes what they lack; changes them for the whole process.
+
+    `hook_results`: gets what each machine, by instance id, has said last to its lifecycle hook.
+    """
+
+    def complete_lifecycle_action(response: AutoScalingResponse) -> ActionResult:
+        hook_results[response._get_param("InstanceId")] = response._get_param("LifecycleActionResult")
+        return EmptyResult()
+
+    AutoScalingResponse.complete_lifecycle_action = complete_lifecycle_action
     groups = PlacementGroups()
     EC2Response.create_placement_group = lambda response: groups.create(response)
     EC2Response.describe_placement_groups = lambda response: groups.describe(response)
     EC2Response.delete_placement_group = lambda response: groups.delete(response)
+    EC2Response.monitor_instances = lambda response: ActionResult({"InstanceMonitorings": []})
     BudgetsResponse.describe_subscribers_for_notification = _describe_subscribers
     BudgetsResponse.list_tags_for_resource = lambda response: json.dumps({"ResourceTags": []})
     _seed_gpu_images()

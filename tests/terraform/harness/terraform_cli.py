@@ -97,9 +97,9 @@ class Terraform:
         """Have modules and provider at hand."""
         self.run("init", "-no-color", "-backend=false", timeout_s=600)
 
-    def plan(self, name: str) -> list[Change]:
+    def plan(self, name: str, *options: str) -> list[Change]:
         """Write a plan to the file `name`; return what it would change, reads left out."""
-        self.run("plan", "-no-color", "-lock=false", f"-out={name}")
+        self.run("plan", "-no-color", "-lock=false", f"-out={name}", *options)
         plan = self._json("show", "-json", name)
         changes = [
             Change(change["address"], tuple(change["change"]["actions"])) for change in plan.get("resource_changes", [])

@@ -1,0 +1,13 @@
+"""`terraform destroy` is all it takes to stop paying."""
+
+import pytest
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_destroy_alone_removes_everything_that_apply_made(cluster):
+    cluster.destroy()
+    assert cluster.terraform.run("state", "list") == ""
+    assert cluster.instances() == []
+    assert cluster.aws.client("secretsmanager").list_secrets()["SecretList"] == []
+    assert cluster.aws.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"] == []
