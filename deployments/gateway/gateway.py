@@ -117,7 +117,13 @@ class Gateway:
     def asgi_app(self) -> ASGIApp:
         """Return the HTTP application."""
         services = GatewayServices(
-            self._config.limits, self._streams, self._catalog, self._readiness, self._metrics, self._trails
+            self._config.limits,
+            self._streams,
+            self._catalog,
+            self._readiness,
+            self._metrics,
+            self._trails,
+            self._live,
         )
         chat = GenerationEndpoint("chat", prepare_chat, services)
         completions = GenerationEndpoint("text_completion", prepare_completion, services)

@@ -11,6 +11,7 @@ from core.clock import MonotonicClock
 from core.errors import ReplicaFailed
 from deployments.groups.trail import StreamTrail
 from deployments.groups.unbroken import UnbrokenStreams
+from deployments.live.latencies import RequestLatencies
 from deployments.metrics.store import Distribution
 from engine.request import GenerationRequest, TokenEvent
 from engine.request_timings import RequestTimings
@@ -56,6 +57,8 @@ class Choice:
         """What became of its stream."""
         self.token_gaps: Distribution | None = None
         """Takes the time between each two tokens, if anybody measures it."""
+        self.latencies: RequestLatencies | None = None
+        """Takes it as well, and the time to the first token, for the live page."""
         self.timings: RequestTimings | None = None
         """What the latest group told of its part of the request; of its beginning only, if it was left early."""
         self._last_event_at_s = 0.0
@@ -100,8 +103,10 @@ class Choice:
             self.first_token_at_s = now_s
             self.num_cached_tokens = event.num_cached_tokens
             self.timings = event.timings
-        elif self.token_gaps is not None and (num_tokens := len(event.token_ids)):
-            self.token_gaps.observe((now_s - self._last_event_at_s) / num_tokens, num_tokens)
+            if self.latencies is not None:
+                self.latencies.note_first(now_s)
+        elif num_tokens := len(event.token_ids):
+            self._note_gap((now_s - self._last_event_at_s) / num_tokens, num_tokens)
         self._last_event_at_s = now_s
         if event.logprobs is None and event.finish_reason is None:
             return self._take_tokens(event.token_ids)
@@ -117,6 +122,12 @@ class Choice:
         if text or tokens or self.finish_reason is not None:
             return Delta(self.index, text, tokens, self.finish_reason)
         return None
+
+    def _note_gap(self, seconds: float, num_tokens: int) -> None:
+        if self.token_gaps is not None:
+            self.token_gaps.observe(seconds, num_tokens)
+        if self.latencies is not None:
+            self.latencies.note_gap(seconds, num_tokens)
 
     def _take_tokens(self, token_ids: Sequence[int]) -> Delta | None:
         text, is_stopped = self._text.push(token_ids)

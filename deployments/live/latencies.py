@@ -30,10 +30,10 @@ class BucketCounts:
     def __init__(self) -> None:
         self._counts: defaultdict[int, int] = defaultdict(int)
 
-    def add(self, seconds: float) -> None:
-        """Count one time. Every token comes through here."""
+    def add(self, seconds: float, times: int = 1) -> None:
+        """Count a time, `times` times. Every token comes through here."""
         bucket = int(BUCKETS_PER_OCTAVE * log2(seconds) + _OFFSET) if seconds > FIRST_BUCKET_S else 0
-        self._counts[bucket if bucket < NUM_BUCKETS else NUM_BUCKETS - 1] += 1
+        self._counts[bucket if bucket < NUM_BUCKETS else NUM_BUCKETS - 1] += times
 
     def take(self) -> list[int]:
         """Return `[bucket, count, bucket, count, ...]` in order, and begin anew."""
@@ -50,4 +50,24 @@ class ModelLatencies:
         self.first_token = BucketCounts()
         """Request received to first token."""
         self.next_token = BucketCounts()
-        """From one arrival of tokens to the next."""
+        """Between two tokens; of tokens that came together, each has its share of the time since those before."""
+
+    def of_request(self, received_s: float) -> "RequestLatencies":
+        """Return what counts the times of a request that was received then, by `time.monotonic`."""
+        return RequestLatencies(self, received_s)
+
+
+class RequestLatencies:
+    """One request's way into the counts of its model."""
+
+    __slots__ = ("_model", "_received_s", "note_gap")
+
+    def __init__(self, model: ModelLatencies, received_s: float) -> None:
+        self._model = model
+        self._received_s = received_s
+        self.note_gap = model.next_token.add
+        """Counts the time between two tokens: (seconds, number of tokens)."""
+
+    def note_first(self, now_s: float) -> None:
+        """Count the time to a choice's first token, which has just come."""
+        self._model.first_token.add(now_s - self._received_s)

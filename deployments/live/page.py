@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from typing import Protocol
 
 import msgspec
 from starlette.requests import Request
@@ -19,7 +20,7 @@ from deployments.live.assets import asset_routes, load_assets
 from deployments.live.config import LiveConfig
 from deployments.live.feed import FeedAnswer, FeedQuery, Sees
 from deployments.live.history import LiveHistory
-from deployments.live.latencies import BucketScale, ModelLatencies
+from deployments.live.latencies import BucketScale, RequestLatencies
 from deployments.live.overview import Overview
 from deployments.live.viewers import Viewers
 
@@ -27,6 +28,12 @@ FEED_PATH = "/live/feed"
 
 _TICK_AFTER_S = 0.02
 """How far into a second the one before it is kept."""
+
+
+class WatchedChoice(Protocol):
+    """What counts its tokens' times once it is told where."""
+
+    latencies: RequestLatencies | None
 
 
 class LivePage:
@@ -60,9 +67,11 @@ class LivePage:
         """Return the routes of the page."""
         return [*asset_routes(self._assets), Route(FEED_PATH, self._feed, methods=["GET"])]
 
-    def latencies(self, model: str) -> ModelLatencies:
-        """Return where the times of a served model's requests are counted."""
-        return self._history.latencies(model)
+    def watch(self, model: str, choices: Iterable[WatchedChoice], received_s: float) -> None:
+        """Have the times of a request's tokens counted from now on; it was received then, by `time.monotonic`."""
+        latencies = self._history.latencies(model).of_request(received_s)
+        for choice in choices:
+            choice.latencies = latencies
 
     def start(self) -> None:
         """Begin to keep history on the running loop. Idempotent."""

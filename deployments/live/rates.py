@@ -16,7 +16,7 @@ class GroupRates(NamedTuple):
     """Prompt tokens taken a second, those found in the prefix cache included."""
     output_tokens_s: float = 0.0
     step_s: float | None = None
-    """Mean time between two steps; None unless it was busy all the time."""
+    """Mean time that a step took; None if there was none."""
 
 
 class _Reading(NamedTuple):
@@ -56,9 +56,13 @@ def _rates(readings: list[_Reading]) -> GroupRates:
     first, last = readings[0], readings[-1]
     seconds = last.at_s - first.at_s
     num_steps = last.load.num_steps - first.load.num_steps
-    is_busy = num_steps > 0 and all(reading.load.num_running for reading in readings)
     return GroupRates(
         (last.load.num_prompt_tokens - first.load.num_prompt_tokens) / seconds,
         (last.load.num_generated_tokens - first.load.num_generated_tokens) / seconds,
-        seconds / num_steps if is_busy else None,
+        _seconds_in_steps(first.load, last.load) / num_steps if num_steps else None,
     )
+
+
+def _seconds_in_steps(before: EngineLoad, after: EngineLoad) -> float:
+    started_s = before.figures.step_s if before.figures is not None else 0.0
+    return after.figures.step_s - started_s if after.figures is not None else 0.0

@@ -16,6 +16,7 @@ from deployments.groups.unbroken import UnbrokenStreams
 from deployments.http.caller import Caller, caller_of
 from deployments.http.disconnect import run_while_connected
 from deployments.http.limits import read_body
+from deployments.live.page import LivePage
 from deployments.metrics.gateway_metrics import GatewayMetrics
 from deployments.openai.job import Job
 from deployments.openai.responses import Closing, CollectedChoice
@@ -36,6 +37,7 @@ class GatewayServices(NamedTuple):
     readiness: Readiness
     metrics: GatewayMetrics
     trails: RequestTrails
+    live: LivePage | None
 
 
 class GenerationEndpoint:
@@ -57,6 +59,8 @@ class GenerationEndpoint:
             job = await self._prepare(body, caller, services.catalog, services.limits)
             trail.prepared(job)
             record.started(job.model, job.choices, job.fields.num_completions)
+            if services.live is not None:
+                services.live.watch(job.model, job.choices, record.received_s)
             reservation = caller.quota.reserve(job.max_total_tokens)
             try:
                 if job.fields.stream:

@@ -14,11 +14,13 @@ export function parts(answer) {
       { name: "after it", kind: "decode", s: Math.max(0, totalS - firstS) },
     ];
   }
-  const { queue_s: queueS = 0, prefill_s: prefillS = 0, decode_s: decodeS = 0 } = timings;
-  const serverS = timings.total_s ?? queueS + prefillS + decodeS;
+  const { queue_s: queueS = 0, prefill_s: prefillS = 0, decode_s: decodeS = 0, hold_s: holdS = 0 } = timings;
+  const groupS = queueS + prefillS + decodeS;
+  const serverS = timings.total_s ?? holdS + groupS;
   return [
     { name: "network", kind: "network", s: Math.max(0, totalS - serverS) },
-    { name: "gateway", kind: "gateway", s: Math.max(0, serverS - queueS - prefillS - decodeS) },
+    { name: "gateway", kind: "gateway", s: Math.max(0, serverS - holdS - groupS) },
+    ...(holdS > 0.0005 ? [{ name: "wait for a group", kind: "hold", s: holdS }] : []),
     { name: "queue", kind: "queue", s: queueS },
     { name: "prefill", kind: "prefill", s: prefillS },
     { name: "decode", kind: "decode", s: decodeS },
