@@ -17,6 +17,7 @@ from cluster.node.commands import SystemCommands
 from cluster.node.config import DEFAULT_PATH, NodeConfig
 from cluster.node.errors import BootFailed, StopRequested
 from cluster.node.imds import InstanceMetadata
+from cluster.node.loops import run_head_loops, run_worker_loops
 from cluster.node.members import describe, read_members
 from cluster.node.patience import Patience
 from cluster.node.ray_process import RayChild
@@ -75,6 +76,7 @@ def _boot(options: argparse.Namespace) -> None:
         metadata=InstanceMetadata(),
         aws=aws_client,
         start_ray=functools.partial(RayChild, log_path=folders.ray_log),
+        run_loops=run_head_loops if config.is_head else run_worker_loops,
         patience=Patience(stop),
         folders=folders,
         has_devices=os.environ.get(SKIP_DEVICES) != "1",

@@ -35,6 +35,7 @@ def ask_aws(what: str, call: Callable[[], T]) -> T:
     the machine.
     """
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
 
     try:
         return call()
@@ -45,5 +46,5 @@ def ask_aws(what: str, call: Callable[[], T]) -> T:
         if code in _DENIED:
             raise NotYet(f"{what} is refused to this machine ({code}); allow it in the role of the machine") from None
         raise NotYet(f"{what}: {error}") from None
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError) as error:
         raise NotYet(f"{what}: {error}; are there credentials, and a route (NAT or endpoint) to AWS?") from None

@@ -20,7 +20,6 @@ from cluster.node.errors import BootFailed, NotYet, StopRequested
 from cluster.node.imds import Identity, InstanceMetadata
 from cluster.node.join import check_reachable, join_cluster
 from cluster.node.launch_hook import LaunchHook
-from cluster.node.loops import run_head_loops, run_worker_loops
 from cluster.node.members import ask_members
 from cluster.node.patience import Patience
 from cluster.node.ray_process import RayProcess, StartRay
@@ -76,6 +75,8 @@ class Machine:
     aws: Callable[[str, str], Any]
     """Service and region to its client."""
     start_ray: StartRay
+    run_loops: Callable[[NodeConfig, Event], None]
+    """What runs beside Ray until the event is set; blocks."""
     patience: Patience
     folders: Folders
     has_devices: bool
@@ -110,10 +111,8 @@ class Boot:
                     hook.abandon(error.message)
                 raise
             with self._stopped_at_end(ray):
-                if hook:
-                    hook.carry_on()
                 logger.info("node is ready", extra={"role": self._config.role, "address": identity.address})
-                self._attend(ray)
+                self._attend(ray, hook)
 
     def _step(self, name: str, action: Callable[[], Any]) -> Any:
         """Return what the step returns, and log how long it took or why it failed."""
@@ -190,14 +189,16 @@ class Boot:
 
         return join_cluster(start, check_member, self._patience)
 
-    def _attend(self, ray: RayProcess) -> None:
-        """Run the loops until Ray ends or a stop is asked for. Raises BootFailed, StopRequested."""
+    def _attend(self, ray: RayProcess, hook: LaunchHook | None) -> None:
+        """Run what a node does beside Ray until Ray ends or a stop is asked for. Raises BootFailed, StopRequested."""
         background = Background()
         try:
-            if self._config.is_head:
-                self._run_head_duties(background)
-            else:
-                background.run("worker loops", lambda: run_worker_loops(self._config, self._stop))
+            if hook:
+                background.run("launch hook", hook.carry_on)
+            background.run("loops", lambda: self._machine.run_loops(self._config, self._stop))
+            if self._config.serve_config:
+                duty = self._serve_duty(self._config.serve_config)
+                background.run("serve", lambda: self._step("serve", duty.fulfil))
             while ray.exit_code() is None:
                 background.revive()
                 self._patience.pause(_LOOK_S)
@@ -209,12 +210,9 @@ class Boot:
             "/tmp/ray/session_latest/logs"
         )
 
-    def _run_head_duties(self, background: Background) -> None:
-        background.run("head loops", lambda: run_head_loops(self._config, self._stop))
-        if self._config.serve_config:
-            api = ServeApi(self._machine.folders.token)
-            duty = ServeDuty(self._config, self._config.serve_config, api, self._machine.commands, self._patience)
-            background.run("serve", lambda: self._step("serve", duty.fulfil))
+    def _serve_duty(self, location: str) -> ServeDuty:
+        api = ServeApi(self._machine.folders.token)
+        return ServeDuty(self._config, location, api, self._machine.commands, self._patience)
 
     @contextlib.contextmanager
     def _stopped_at_end(self, ray: RayProcess) -> Iterator[None]:

@@ -8,13 +8,15 @@ from cluster.node.errors import BootFailed, NotYet
 from cluster.node.members import ask_members
 from cluster.node.patience import Patience
 from cluster.node.ray_start import gcs_address
-from cluster.node.serve_api import ServeApi, deploy_if_changed
+from cluster.node.serve_api import ServeApi, check_running, deploy_if_changed
 from cluster.node.serve_config import check_serve_config, fetch_serve_config, for_cluster
 
 logger = logging.getLogger(__name__)
 
 _WORKERS_LIMIT_S = 900.0
 _DEPLOY_LIMIT_S = 300.0
+_START_LIMIT_S = 7200.0
+"""For all replicas to be up: the largest models load for half an hour, and machines for them come before."""
 _RETRY_S = 60.0
 
 
@@ -31,7 +33,7 @@ class ServeDuty:
         self._patience = patience
 
     def fulfil(self) -> None:
-        """Return once the config is deployed; blocks. Raises StopRequested.
+        """Return once every application runs; blocks, for as long as models load. Raises StopRequested.
 
         Nothing that fails here ends the head: what a former head deployed goes on being served.
         """
@@ -39,8 +41,12 @@ class ServeDuty:
         while True:
             try:
                 self.deploy()
+                self._patience.until(lambda: check_running(self._api), _START_LIMIT_S)
             except BootFailed as error:
-                logger.error("Serve config not deployed, tried again", extra={"error": str(error), "pause_s": _RETRY_S})
+                logger.error(
+                    "what the Serve config says does not run, deployed again",
+                    extra={"error": str(error), "pause_s": _RETRY_S},
+                )
             else:
                 return
             self._patience.pause(_RETRY_S)

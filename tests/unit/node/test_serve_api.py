@@ -1,0 +1,142 @@
+"""What is deployed already is left alone, and what cannot be is told in Serve's words."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.node.errors import BootFailed, NotYet
+from cluster.node.serve_api import Application, ServeApi, are_same, check_running, deploy_if_changed
+
+CONFIG = {
+    "http_options": {"port": 8000},
+    "applications": [
+        {"name": "gateway", "route_prefix": "/", "import_path": "deployments.app:gateway", "args": {"a": 1}}
+    ],
+}
+
+
+class Dashboard:
+    """Ray's REST API for Serve on 127.0.0.1: remembers what was put, answers `status` with `text` if that is set."""
+
+    def __init__(self) -> None:
+        self.puts: list[dict] = []
+        self.tokens: list[str] = []
+        self.applications: dict[str, dict] = {}
+        self.refusal: tuple[int, str] | None = None
+        dashboard = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                # More than we read, as the real one answers.
+                self._answer(json.dumps({"controller_info": {}, "applications": dashboard.applications}))
+
+            def do_PUT(self) -> None:
+                dashboard.puts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self._answer("")
+
+            def _answer(self, text: str) -> None:
+                assert self.path == "/api/serve/applications/"
+                dashboard.tokens.append(self.headers["Authorization"])
+                status, text = dashboard.refusal or (200, text)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def dashboard() -> Iterator[Dashboard]:
+    dashboard = Dashboard()
+    yield dashboard
+    dashboard.close()
+
+
+@pytest.fixture
+def api(dashboard: Dashboard, tmp_path: Path) -> ServeApi:
+    (tmp_path / "token").write_text("3f2a9c5e7b1d4608")
+    return ServeApi(tmp_path / "token", dashboard.url)
+
+
+def running(config: dict | None = None, status: str = "RUNNING", message: str = "") -> dict[str, dict]:
+    (application,) = CONFIG["applications"]
+    return {"gateway": {"status": status, "message": message, "deployed_app_config": config or application}}
+
+
+def test_first_head_deploys_with_the_token(dashboard: Dashboard, api: ServeApi):
+    assert deploy_if_changed(api, CONFIG)
+    assert dashboard.puts == [CONFIG]
+    assert set(dashboard.tokens) == {"Bearer 3f2a9c5e7b1d4608"}
+
+
+def test_replacing_head_leaves_what_runs_alone(dashboard: Dashboard, api: ServeApi):
+    dashboard.applications = running()
+    assert not deploy_if_changed(api, CONFIG)
+    assert dashboard.puts == []
+
+
+def test_changed_config_is_deployed(dashboard: Dashboard, api: ServeApi):
+    dashboard.applications = running(CONFIG["applications"][0] | {"args": {"a": 2}})
+    assert deploy_if_changed(api, CONFIG)
+
+
+def test_application_that_serve_gave_up_is_deployed_again(dashboard: Dashboard, api: ServeApi):
+    dashboard.applications = running(status="DEPLOY_FAILED")
+    assert deploy_if_changed(api, CONFIG)
+
+
+def test_an_application_more_is_a_difference():
+    state = Application(**running()["gateway"])
+    assert are_same({"gateway": state}, CONFIG)
+    assert not are_same({"gateway": state, "old": state}, CONFIG)
+    assert not are_same({}, CONFIG)
+
+
+def test_end_of_a_start_is_waited_for(dashboard: Dashboard, api: ServeApi):
+    dashboard.applications = running(status="DEPLOYING")
+    with pytest.raises(NotYet, match="gateway is DEPLOYING"):
+        check_running(api)
+    dashboard.applications = running()
+    check_running(api)
+
+
+def test_application_that_cannot_start_is_told_with_the_reason(dashboard: Dashboard, api: ServeApi):
+    dashboard.applications = running(status="DEPLOY_FAILED", message="ImportError:\n  no module named x")
+    with pytest.raises(BootFailed, match="application gateway cannot be started: ImportError: no module named x"):
+        check_running(api)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "message"),
+    [
+        (400, BootFailed, "Serve refuses the config: port is no number"),
+        (401, BootFailed, "Ray refuses the token"),
+        (503, NotYet, "Ray's dashboard answers 503"),
+    ],
+)
+def test_refusals_are_told(dashboard: Dashboard, api: ServeApi, status: int, error: type[Exception], message: str):
+    dashboard.refusal = (status, "port is no number")
+    with pytest.raises(error, match=message):
+        api.deploy(CONFIG)
+
+
+def test_dashboard_that_is_not_up_is_waited_for(dashboard: Dashboard, tmp_path: Path):
+    (tmp_path / "token").write_text("3f2a9c5e7b1d4608")
+    with pytest.raises(NotYet, match="does not answer"):
+        ServeApi(tmp_path / "token", "http://127.0.0.1:9").applications()
