@@ -42,7 +42,7 @@ data "aws_iam_policy_document" "assume" {
 
 data "aws_iam_policy_document" "node" {
   #checkov:skip=CKV_AWS_356:Session Manager's actions know no resource; the lifecycle action is bound by its tag condition
-  #checkov:skip=CKV_AWS_111:the same
+  #checkov:skip=CKV_AWS_111:the same actions, bound in the same way
   statement {
     sid       = "ReadWeightsAndPackage"
     actions   = ["s3:GetObject", "s3:ListBucket"]
