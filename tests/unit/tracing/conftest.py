@@ -1,0 +1,3 @@
+from tests.support.event_loops import run
+
+__all__ = ["run"]
