@@ -62,6 +62,7 @@ def _api_key(path: Path | None) -> str | None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deployments.doctor",
+        allow_abbrev=False,
         description="Say what is wrong with this machine, a config or a server, and what to do. "
         "Exit code 0: sound, 1: warnings, 2: problems.",
     )

@@ -34,7 +34,7 @@ def check(model: ModelApplication, path: Path, hardware: Hardware) -> Iterator[F
     name, here = model.application, model.args.model.model_copy(update={"source": str(path), "revision": None})
     args = model.args.model_copy(update={"model": here})
     try:
-        check_model(args)
+        check_model(args, lambda _: None)
         checkpoint = open_checkpoint(path)
     except StartupError as error:
         yield problem("config.checkpoint", f"{name}: {error.message}", "the model cannot start; correct this first")

@@ -136,11 +136,16 @@ def check_stream(model: str, facts: StreamFacts) -> Iterator[Finding]:
 
 def check_metrics(answer: Answer) -> Iterator[Finding]:
     """Yield whether /metrics can be scraped, and which tier runs what."""
-    if answer.status in (401, 403):
+    if answer.status == 403:
+        yield note(
+            "server.metrics", f"this key may not read /metrics: {reason_of(answer)}", "a scraper needs its own key"
+        )
+        return
+    if answer.status == 401:
         yield warning(
             "server.metrics",
-            f"/metrics gives {answer.status}: {reason_of(answer)}",
-            "give the scraper a key that may read metrics (docs/metrics.md)",
+            f"/metrics gives 401: {reason_of(answer)}",
+            "give the scraper a key: python -m deployments.keys new --name NAME",
         )
         return
     lines = [line for line in answer.body.decode("utf-8", "replace").splitlines() if line and line[0] != "#"]
@@ -151,7 +156,7 @@ def check_metrics(answer: Answer) -> Iterator[Finding]:
         return
     yield ok("server.metrics", f"/metrics: {len(lines)} values")
     slow = sorted(
-        {_label(line, "model_name") for line in lines if line.startswith("eagleray_op_tier") and _is_slow(line)}
+        {_label(line, "model") for line in lines if line.startswith("eagleray_op_tier") and _is_slow(line)}
     )
     for model in slow:
         yield warning(
