@@ -34,18 +34,27 @@ class LoopbackS3:
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     """(method, bucket/key, range) of every request."""
 
-    def __enter__(self) -> Self:
+    def start(self) -> dict[str, str]:
+        """Serve; return the environment that sends every AWS client here."""
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
+        return self.environment
+
+    def stop(self) -> None:
+        """Serve no more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self.stop()
 
     @property
     def environment(self) -> dict[str, str]:

@@ -2,25 +2,33 @@
 
 import copy
 import json
+import os
 import socket
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import openai
 import psutil
 import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.schema import TracingConfig
 
+from cluster.weights.config import CACHE_VARIABLE
 from core.config import read_yaml
 from deployments import app
 from deployments.config import MODEL_OPTIONS, ModelArgs
 from deployments.gateway.config import GatewayConfig
 from deployments.model_replica import ModelReplica
+from deployments.tracing.exporter import EXPORTER
+from tests.support.loopback_s3 import LoopbackS3
+from tests.support.otlp_collector import OtlpCollector
 
 GATEWAY = "gateway"
 READY_TIMEOUT_S = 120.0
@@ -60,15 +68,26 @@ def wait_until(holds: Callable[[], Any], timeout_s: float, what: str) -> float:
 
 
 class ServeInstance:
-    """A running Serve with a gateway application; models are deployed by the tests."""
+    """A running Serve with a gateway application; models are deployed by the tests.
+
+    Every process of it finds the store `s3`, and a weights cache that nobody else has.
+    """
 
     def __init__(self) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        # More logical CPUs than there are: reservations are book-keeping, and tests deploy several groups.
-        ray.init(address="local", namespace="serve", num_cpus=8, include_dashboard=False, log_to_driver=False)
+        self.s3 = LoopbackS3({})
+        self._weights = tempfile.TemporaryDirectory(prefix="eagleray-weights-")
+        self.collector = OtlpCollector()
+        """Gets the spans of traced requests."""
+        variables = self.s3.start() | {CACHE_VARIABLE: self._weights.name} | self.collector.environment
+        with patch.dict(os.environ, variables):
+            # More logical CPUs than there are: reservations are book-keeping, and tests deploy several groups.
+            ray.init(address="local", namespace="serve", num_cpus=8, include_dashboard=False, log_to_driver=False)
         options = HTTPOptions(host="127.0.0.1", port=self.port, request_timeout_s=120)
-        serve.start(http_options=options, proxy_location=ProxyLocation.HeadOnly)
+        # Nothing is sampled but what comes with a sampled `traceparent`.
+        tracing = TracingConfig(enabled=True, exporter_import_path=EXPORTER, sampling_ratio=0.0)
+        serve.start(http_options=options, proxy_location=ProxyLocation.HeadOnly, tracing_config=tracing)
         serve.run(app.gateway(GatewayConfig()), name=GATEWAY, route_prefix="/")
 
     def deploy(self, name: str, args: dict[str, Any], num_replicas: int = 1) -> None:
@@ -139,6 +158,9 @@ class ServeInstance:
                 if process.is_running():
                     process.kill()
             psutil.wait_procs(family, timeout=5)
+            self.s3.stop()
+            self.collector.close()
+            self._weights.cleanup()
 
     def _models(self) -> list[dict[str, Any]]:
         return json.loads(self.get("/readyz"))["models"]
