@@ -4,25 +4,15 @@ variable "name" {
 }
 
 variable "rotation" {
-  description = "Raise it to draw a new token. Machines read the token when they start: replace them all at once afterwards."
+  description = "A whole number; raise it to draw a new token. Machines read the token when they start: replace them all at once afterwards."
   type        = number
   default     = 1
-
-  validation {
-    condition     = var.rotation >= 1 && floor(var.rotation) == var.rotation
-    error_message = "rotation must be a whole number from 1 up."
-  }
 }
 
 variable "recovery_window_days" {
-  description = "Days in which a deleted secret can be restored; 0: gone at once."
+  description = "Days in which a deleted secret can be restored, 7 to 30; 0: gone at once."
   type        = number
   default     = 7
-
-  validation {
-    condition     = var.recovery_window_days == 0 || (var.recovery_window_days >= 7 && var.recovery_window_days <= 30)
-    error_message = "recovery_window_days must be 0 or 7 to 30."
-  }
 }
 
 variable "kms_key_arn" {
