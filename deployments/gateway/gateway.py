@@ -14,6 +14,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.status import GroupStatus
+from cluster.weights.config import WeightsConfig
+from cluster.weights.model_files import ModelFiles
 from core.clock import Clock, MonotonicClock
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.model_catalog import GatewayModel, LoadTokenizer, ModelCatalog, ModelTokenizer
@@ -40,12 +42,15 @@ from deployments.openai.job import visible_model
 from deployments.openai.responses import ModelCard, ModelList
 from deployments.tracing.request_trail import RequestTrails
 from engine.tokenizer import Tokenizer
-from parallel.checkpoint.source import resolve_tokenizer
 
 
 def load_tokenizer(source: str, revision: str | None) -> ModelTokenizer:
     """Return a model's tokenizer, fetching its files if need be; blocks. Raises StartupError."""
-    return Tokenizer.load(resolve_tokenizer(source, revision))
+    files = ModelFiles(WeightsConfig())
+    try:
+        return Tokenizer.load(files.locate_tokenizer(source, revision))
+    finally:
+        files.close()
 
 
 class GatewayApp(Starlette):
