@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.node.config import GROUP_LABEL, INSTANCE_LABEL, NodeConfig, RedisStore, RocksdbStore
 from cluster.node.errors import BootFailed
 from cluster.node.imds import Identity
+from cluster.weights.config import CACHE_VARIABLE
 
 GCS_PORT = 6379
 DASHBOARD_PORT = 8265
@@ -39,6 +40,7 @@ def ray_environment(config: NodeConfig, state_folder: Path) -> dict[str, str]:
         # Ray's default of 15 lets anything else on the machine come first, and a worker may not lower it.
         "RAY_worker_niceness": "0",
         "AWS_DEFAULT_REGION": config.region,
+        CACHE_VARIABLE: config.weights_cache,
     }
     if not config.is_head:
         return environment | {

@@ -24,6 +24,10 @@ def environment(data: dict[str, object]) -> dict[str, str]:
     return ray_environment(NodeConfig.parse(data, "test"), STATE)
 
 
+def test_every_process_of_a_node_keeps_weights_where_the_disks_are():
+    assert environment(WORKER)["EAGLERAY_WEIGHTS_CACHE"] == "/var/lib/eagleray/weights"
+
+
 def test_head_serves_its_dashboard_on_loopback_and_computes_nothing():
     found = options(HEAD)
     assert found["--port"] == "6379"
