@@ -15,7 +15,7 @@ from cluster.node.aws import aws_client
 from cluster.node.boot import Boot, Folders, Machine
 from cluster.node.commands import SystemCommands
 from cluster.node.config import DEFAULT_PATH, NodeConfig
-from cluster.node.errors import BootFailed, StopRequested
+from cluster.node.errors import BootFailed, NotYet, StopRequested
 from cluster.node.imds import InstanceMetadata
 from cluster.node.loops import run_head_loops, run_worker_loops
 from cluster.node.members import describe, read_members
@@ -86,7 +86,10 @@ def _boot(options: argparse.Namespace) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     _authenticate()
-    members = read_members(options.address or gcs_address(NodeConfig.load(options.config)))
+    try:
+        members = read_members(options.address or gcs_address(NodeConfig.load(options.config)))
+    except NotYet as reason:
+        raise BootFailed(str(reason)) from None
     sys.stdout.write(msgspec.json.encode(members).decode() if options.json else describe(members))
 
 

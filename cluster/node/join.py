@@ -1,6 +1,5 @@
 """Starting Ray until the cluster counts this machine as alive."""
 
-import logging
 import socket
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,8 +7,6 @@ from typing import NamedTuple
 from cluster.node.errors import BootFailed, NotYet
 from cluster.node.patience import Patience
 from cluster.node.ray_process import RayProcess
-
-logger = logging.getLogger(__name__)
 
 _POLL_S = 2.0
 _STOP_LIMIT_S = 30.0
@@ -46,7 +43,6 @@ def join_cluster(
         except BaseException as error:
             ray.stop(_STOP_LIMIT_S)
             if isinstance(error, _RayEnded | BootFailed):
-                logger.warning("Ray did not start, it is started again", extra={"error": str(error)})
                 raise NotYet(str(error)) from None
             raise
         return ray

@@ -1,5 +1,6 @@
 """Asking again until it works, with growing pauses, up to a limit, and not a moment longer than the node shall run."""
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,6 +9,8 @@ from cluster.node.errors import BootFailed, NotYet, StopRequested
 from core.clock import Clock, MonotonicClock
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class Patience:
@@ -33,13 +36,16 @@ class Patience:
         Raises BootFailed with the last reason when `limit_s` are over. Raises StopRequested.
         """
         started_s = self._clock.now_s()
-        pause_s = first_pause_s
+        pause_s, told = first_pause_s, ""
         while True:
             try:
                 return attempt()
-            except NotYet as reason:
-                waited_s = self._clock.now_s() - started_s
-                if waited_s + pause_s > limit_s:
-                    raise BootFailed(f"{reason} (given up after {waited_s:.0f} s)") from None
+            except NotYet as error:
+                reason, waited_s = str(error), self._clock.now_s() - started_s
+            if waited_s + pause_s > limit_s:
+                raise BootFailed(f"{reason} (given up after {waited_s:.0f} s)")
+            if reason != told:
+                logger.info("waiting", extra={"reason": reason, "limit_s": limit_s})
+                told = reason
             self.pause(pause_s)
             pause_s = min(pause_s * 2, longest_pause_s)
