@@ -14,8 +14,8 @@ from engine.figures import EngineFigures
 from engine.request import EngineLoad
 
 STATES: tuple[GroupState, ...] = get_args(GroupState)
-CAUSES = ("rank_died", "step_timeout", "out_of_memory", "replica_failed", OTHER)
-QUEUE_REASONS = ("rows", "kv_blocks", "step_tokens", "preempted")
+CAUSES: tuple[str, ...] = ("rank_died", "step_timeout", "out_of_memory", "replica_failed", OTHER)
+QUEUE_REASONS: tuple[str, ...] = ("rows", "kv_blocks", "step_tokens", "preempted")
 _PHASES = ("connect", "load", "warmup")
 
 
@@ -32,7 +32,7 @@ class Group(NamedTuple):
         return self.status.model, self.status.group_id
 
 
-Values = dict[LabelValues, float]
+Values = Mapping[LabelValues, float]
 Rows = dict[Row, Values | list[Series]]
 
 
