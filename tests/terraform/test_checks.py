@@ -79,7 +79,10 @@ def test_policies_hold_and_each_exception_has_a_reason(report):
         )
     assert done.stdout, done.stderr
     results = json.loads(done.stdout)
-    failed = [f"{check['check_id']} {check['resource']} {check['check_name']}" for check in results["results"]["failed_checks"]]
+    failed = [
+        f"{check['check_id']} {check['resource']} {check['check_name']}"
+        for check in results["results"]["failed_checks"]
+    ]
     assert failed == []
     assert results["summary"]["passed"] > 100
     report.note("checkov", f"{results['summary']['passed']} passed, {len(exceptions)} exceptions with a reason")

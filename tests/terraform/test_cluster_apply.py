@@ -1,4 +1,4 @@
-"""`terraform apply` of the example h100-multinode against moto: everything is made, and nothing secret is written down."""
+"""`terraform apply` of h100-multinode against moto: everything is made, and nothing secret is written down."""
 
 import collections
 import zipfile

@@ -64,7 +64,9 @@ class FakeAws:
 
         host, port = listener.getsockname()
         # The server makes a socket of its own from the descriptor.
-        server = make_server(host, port, self._application, threaded=True, fd=listener.fileno(), request_handler=_quiet())
+        server = make_server(
+            host, port, self._application, threaded=True, fd=listener.fileno(), request_handler=_quiet()
+        )
         listener.detach()
         self._servers.append(server)
         threading.Thread(target=server.serve_forever, name=f"moto {host}", daemon=True).start()

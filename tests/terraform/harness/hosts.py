@@ -8,7 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -133,4 +133,4 @@ def make_mount_points() -> list[Path]:
 def _hidden_by_tmp() -> list[str]:
     """Return what hosts need of this machine's /tmp, which each of them has its own of."""
     needed = {ROOT, Path(os.path.realpath(PYTHON)).parents[1], Path(sys.prefix)}
-    return [str(path) for path in sorted(needed) if path.is_relative_to("/tmp")]  # noqa: S108
+    return [str(path) for path in sorted(needed) if path.is_relative_to("/tmp")]

@@ -55,7 +55,9 @@ class Lan:
         link = self._links[namespace] = f"port{len(self._links)}"
         inside = ["ip", "-n", namespace]
         self._make_namespace(namespace)
-        run_command(["ip", "-n", namespace, "link", "add", "eth0", "type", "veth", "peer", "name", link, "netns", self._lan])
+        run_command(
+            ["ip", "-n", namespace, "link", "add", "eth0", "type", "veth", "peer", "name", link, "netns", self._lan]
+        )
         run_command(["ip", "-n", self._lan, "link", "set", link, "master", "lan", "up"])
         run_command([*inside, "addr", "add", f"{address}/{self._network.prefixlen}", "dev", "eth0"])
         run_command([*inside, "link", "set", "lo", "up"])

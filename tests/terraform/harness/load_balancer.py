@@ -54,7 +54,10 @@ class LoadBalancer:
 
     def is_healthy(self, address: str) -> bool:
         """Return whether the machine passes the health check of the target group."""
-        return self._lan.run(_send, f"http://{address}:{PORT}{_HEALTH_PATH}", None, {}, _HEALTH_LIMIT_S).result().status == 200
+        return (
+            self._lan.run(_send, f"http://{address}:{PORT}{_HEALTH_PATH}", None, {}, _HEALTH_LIMIT_S).result().status
+            == 200
+        )
 
     def ask(self, address: str, question: str, api_key: str | None = None) -> Reply:
         """Return the model's answer through one machine's proxy; always the same one to the same question."""

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 _TOKEN = "token-of-this-session"
 _LIFE_HEADER = "X-aws-ec2-metadata-token-ttl-seconds"
-_TOKEN_HEADER = "X-aws-ec2-metadata-token"  # noqa: S105 - the name of a header
+_TOKEN_HEADER = "X-aws-ec2-metadata-token"
 
 
 class MetadataService:

@@ -33,7 +33,7 @@ def find_terraform() -> str | None:
 
 
 def find_mirror() -> Path | None:
-    """Return the folder of a provider mirror: what EAGLERAY_TF_PLUGINS names, else a usual place that has the provider."""
+    """Return a folder with providers: what EAGLERAY_TF_PLUGINS names, else a usual place that has ours."""
     named = os.environ.get(_MIRROR_VARIABLE)
     if named:
         return Path(named)
