@@ -18,6 +18,10 @@ MAX_CLASS_LINES = 300
 ALLOWED: dict[str, tuple[int, str]] = {}
 
 WIDE_ADDRESSES = {"0.0.0.0", "::", "[::]"}
+# Module -> why it may name one.
+WIDE_ON_PURPOSE = {
+    "cluster/node/serve_config.py": "one Serve config for many machines; their security group admits the load balancer",
+}
 
 
 def oversized() -> dict[str, int]:
@@ -100,7 +104,8 @@ def wide_addresses(path: Path) -> list[str]:
 
 
 def test_nothing_binds_to_every_interface():
-    found = [place for path in modules(*PACKAGES, "benchmarks") for place in wide_addresses(path)]
+    looked_at = [path for path in modules(*PACKAGES, "benchmarks") if place(path) not in WIDE_ON_PURPOSE]
+    found = [where for path in looked_at for where in wide_addresses(path)]
     assert not found, f"bind 127.0.0.1 unless the operator names an address: {found}"
 
 
