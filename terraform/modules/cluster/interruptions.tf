@@ -1,10 +1,11 @@
-# Warnings that AWS will take a machine away reach the head through a queue; its loop drains the machine in time.
+# Warnings that AWS will take a machine away reach the head through a queue; its loop drains the machine in time. Events
+# of EC2 do not tell whose the machine is: the head passes over those of others.
 locals {
   interruptions = {
-    spot      = { source = "aws.ec2", type = "EC2 Spot Instance Interruption Warning", groups = null }
-    rebalance = { source = "aws.ec2", type = "EC2 Instance Rebalance Recommendation", groups = null }
-    block     = { source = "aws.ec2", type = "Capacity Block Reservation Expiration Warning", groups = null }
-    terminate = { source = "aws.autoscaling", type = "EC2 Instance-terminate Lifecycle Action", groups = values(local.group_names) }
+    spot        = { source = "aws.ec2", type = "EC2 Spot Instance Interruption Warning", detail = {} }
+    rebalance   = { source = "aws.ec2", type = "EC2 Instance Rebalance Recommendation", detail = {} }
+    maintenance = { source = "aws.health", type = "AWS Health Event", detail = { service = ["EC2"], eventTypeCategory = ["scheduledChange"] } }
+    terminate   = { source = "aws.autoscaling", type = "EC2 Instance-terminate Lifecycle Action", detail = { AutoScalingGroupName = values(local.group_names) } }
   }
 }
 
@@ -42,13 +43,13 @@ resource "aws_sqs_queue_policy" "interruptions" {
 }
 
 resource "aws_cloudwatch_event_rule" "interruptions" {
-  for_each = local.interruptions
+  for_each = { for name, event in local.interruptions : name => event if name != "terminate" || length(var.worker_groups) > 0 }
 
   name        = "${var.name}-${each.key}"
   description = "${each.value.type}, to the head of ${var.name}"
   event_pattern = jsonencode(merge(
     { source = [each.value.source], "detail-type" = [each.value.type] },
-    each.value.groups == null ? {} : { detail = { AutoScalingGroupName = each.value.groups } },
+    { for key, detail in { detail = each.value.detail } : key => detail if length(detail) > 0 },
   ))
   tags = local.tags
 }

@@ -23,7 +23,7 @@ resource "aws_ssm_parameter" "log_agent" {
             node  = "/var/log/eagleray-node.log"
             ray   = "/tmp/ray/session_latest/logs/*.log"
             serve = "/tmp/ray/session_latest/logs/serve/*.log"
-          } : { file_path = path, log_group_name = aws_cloudwatch_log_group.node.name, log_stream_name = "{instance_id}/${stream}" }]
+          } : { file_path = path, log_group_name = aws_cloudwatch_log_group.node.name, log_stream_name = "{instance_id}/${stream}", publish_multi_logs = strcontains(path, "*") }]
         }
       }
     }

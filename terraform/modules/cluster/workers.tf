@@ -201,7 +201,7 @@ resource "aws_autoscaling_group" "worker" {
 }
 
 # EC2 ends the machines of a capacity block itself, half an hour before the block ends. From then on the group must not
-# ask for new ones. Forty minutes before, EC2 warns (interruptions.tf), and the head drains.
+# ask for new ones.
 resource "aws_autoscaling_schedule" "block_ends" {
   for_each = { for name, g in var.worker_groups : name => g.capacity_block if g.capacity_block != null }
 
