@@ -47,11 +47,14 @@ def story_body(model: str, max_tokens: int, content: str = "Tell me a very long 
 class RawStream:
     """One streamed chat completion, read by a thread of its own."""
 
-    def __init__(self, url: str, model: str, max_tokens: int, **fields: Any) -> None:
+    def __init__(
+        self, url: str, model: str, max_tokens: int, headers: dict[str, str] | None = None, **fields: Any
+    ) -> None:
         """`fields` are added to the body."""
         self.has_begun = threading.Event()
         self.ended: Ended | None = None
         self._url = f"{url}/v1/chat/completions"
+        self._headers = headers
         self._body = story_body(model, max_tokens) | fields
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -66,7 +69,7 @@ class RawStream:
         events: list[Any] = []
         is_done, broke_with = False, None
         try:
-            with httpx.stream("POST", self._url, json=self._body, timeout=120) as answer:
+            with httpx.stream("POST", self._url, json=self._body, headers=self._headers, timeout=120) as answer:
                 if answer.status_code != httpx.codes.OK:
                     answer.read()
                     events.append(answer.json())
