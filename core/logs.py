@@ -93,7 +93,10 @@ class JsonFormatter(logging.Formatter):
 
 def record_fields(record: logging.LogRecord) -> dict[str, object]:
     """Return what `extra` and the context put on a record, in the order they were put."""
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD_FIELDS}
+    # Ray has every record of its processes carry fields of its own, named as private.
+    return {
+        name: value for name, value in vars(record).items() if name not in _STANDARD_FIELDS and not name.startswith("_")
+    }
 
 
 class _ContextFilter(logging.Filter):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from cluster.node.background import Background
 from cluster.node.cluster_token import fetch_token, keep_token
@@ -38,6 +38,8 @@ from cluster.node.state_volume import mount_state_volume
 from cluster.node.weights_disk import mount_weights_disk
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _METADATA_LIMIT_S = 60.0
 _SECRET_LIMIT_S = 300.0
@@ -114,7 +116,7 @@ class Boot:
                 logger.info("node is ready", extra={"role": self._config.role, "address": identity.address})
                 self._attend(ray, hook)
 
-    def _step(self, name: str, action: Callable[[], Any]) -> Any:
+    def _step(self, name: str, action: Callable[[], T]) -> T:
         """Return what the step returns, and log how long it took or why it failed."""
         started_s = time.monotonic()
         try:

@@ -60,6 +60,12 @@ def test_json_line_is_one_object_with_the_fields():
     assert entry["in_flight"] == 3
 
 
+def test_private_fields_that_a_library_adds_to_every_record_are_left_out():
+    stream = structured()
+    logger.info("group ready", extra={"num_blocks": 512, "_ray_timestamp_ns": 1})
+    assert json.loads(stream.getvalue()).keys() == {"time", "level", "logger", "message", "num_blocks"}
+
+
 def test_context_fields_are_on_records_inside_the_block_only():
     stream = structured()
     with log_context(request_id="r-1"):
