@@ -4,13 +4,16 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from engine.rank_pools.incidents import RankFacts
+from engine.rank_pools.incidents import Incident, IncidentFolder, RankFacts
 from engine.rank_pools.launcher import RankLauncher
 from engine.rank_pools.options import LOOPBACK, PoolOptions
 from engine.rank_pools.reception import Guest, Reception
 from engine.rank_pools.spare import Prepare, Spare
 from engine.rank_pools.watch import OnLost, RankWatch
 from parallel.rank.messages import RankSpec
+
+_STACKS_WAIT_S = 0.3
+"""How long to wait for ranks to say where their threads are."""
 
 
 class Crew:
@@ -101,6 +104,21 @@ class Crew:
             )
             for rank, guest in sorted(self._guests.items())
         ]
+
+    def keep_incident(
+        self, what: str, generation: int, steps_under_way: list[int], open_ranks: Sequence[int], lost: Mapping[int, str]
+    ) -> None:
+        """Write down what is known of every rank, and where its threads are, if that is wanted. Blocks."""
+        if self._options.incidents is None:
+            return
+        incident = Incident(
+            what=what,
+            group=self._options.name,
+            generation=generation,
+            steps_under_way=steps_under_way,
+            ranks=self.facts(open_ranks, lost),
+        )
+        IncidentFolder(self._options.incidents).write(incident, self.stacks(_STACKS_WAIT_S))
 
     def stacks(self, timeout_s: float) -> dict[int, str]:
         """Return where the threads of each rank are that answers in time. Blocks."""

@@ -15,7 +15,7 @@ from core.progress import Progress
 from engine.rank_pools.connections import Arrival, RankConnections, RankLost
 from engine.rank_pools.crew import Crew
 from engine.rank_pools.failures import cause_of, is_failure, is_second_hand, to_pool_error
-from engine.rank_pools.incidents import Incident, IncidentFolder
+from engine.rank_pools.first_memory import FirstMemory
 from engine.rank_pools.launcher import RankLauncher
 from engine.rank_pools.options import PoolOptions
 from engine.rank_pools.spare import imports_only, preload
@@ -48,8 +48,6 @@ _CAUSE_WAIT_S = 0.05
 """How long to wait for the end of the dead rank's connection after a survivor's complaint; it takes about 1 ms."""
 _EXIT_WAIT_S = 0.04
 """How long to wait for the launcher to know how a process ended whose connection has."""
-_STACKS_WAIT_S = 0.3
-"""How long to wait for ranks to say where their threads are."""
 
 
 class SocketRankPool:
@@ -68,8 +66,7 @@ class SocketRankPool:
         self._when_lost: Callable[[], None] = lambda: None
         self._ailing: set[int] = set()
         """Ranks that will not be in the next generation."""
-        self._places: dict[int, Joined] = {}
-        """What each rank's place had to offer when it was first taken."""
+        self._memory = FirstMemory()
         self._paces: dict[int, RankPace] = {}
         self._is_closing = threading.Event()
         self._close_lock = threading.Lock()
@@ -102,7 +99,7 @@ class SocketRankPool:
         if self._world_size > 1:
             self._rendezvous(joined[0].host, deadline_s)
         self._hear_from_all(RankProgress, deadline_s, on_progress, "form a group")
-        return [self._in_its_place(joined[rank]) for rank in range(self._world_size)]
+        return [self._memory.of(joined[rank]) for rank in range(self._world_size)]
 
     def load(self, load: Load, on_progress: Callable[[Progress], None]) -> list[Loaded]:
         """Have every rank load and warm up; one that has these weights keeps them. Blocks.
@@ -232,18 +229,6 @@ class SocketRankPool:
                     _log_joined(arrival.message)
         return joined
 
-    def _in_its_place(self, joined: Joined) -> Joined:
-        """Return what a rank found, but the memory as its place had it at first: then a successor's plan is the same.
-
-        What the dead one held is free again, and what the living hold counts as free.
-        """
-        first = self._places.setdefault(joined.rank, joined)
-        if joined.node != first.node:
-            return joined
-        return msgspec.structs.replace(
-            joined, total_memory_bytes=first.total_memory_bytes, free_memory_bytes=first.free_memory_bytes
-        )
-
     def _dismiss(self, rank: int) -> None:
         self._ranks.remove(rank)
         self._crew.dismiss(rank)
@@ -351,16 +336,8 @@ class SocketRankPool:
         return how or GONE
 
     def _keep_incident(self, what: str) -> None:
-        if self._options.incidents is None:
-            return
-        incident = Incident(
-            what=what,
-            group=self._options.name,
-            generation=self._generation,
-            steps_under_way=list(self._steps_under_way),
-            ranks=self._crew.facts(self._ranks.open_ranks, self._lost),
-        )
-        IncidentFolder(self._options.incidents).write(incident, self._crew.stacks(_STACKS_WAIT_S))
+        steps = list(self._steps_under_way)
+        self._crew.keep_incident(what, self._generation, steps, self._ranks.open_ranks, self._lost)
 
     def _ask_to_leave(self) -> None:
         """Send Shutdown and wait until every rank has left, or the grace is over."""

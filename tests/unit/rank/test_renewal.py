@@ -193,7 +193,7 @@ def test_after_a_failure_of_the_leader_alone_every_rank_is_kept():
 
 def test_a_successor_is_given_the_memory_that_its_place_had_at_first(broken_pool):
     pool, _ = broken_pool({0: survives, 1: dies_at_first_plan})
-    before = [(joined.total_memory_bytes, joined.free_memory_bytes) for joined in pool._places.values()]
+    before = [(joined.total_memory_bytes, joined.free_memory_bytes) for joined in pool._memory._first.values()]
     pool.renew(1)
     joined = pool.join(lambda progress: None)
     assert [(rank.total_memory_bytes, rank.free_memory_bytes) for rank in joined] == before
