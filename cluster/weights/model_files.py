@@ -34,6 +34,7 @@ class ModelFiles:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._leases: list[Lease] = []
+        self._stores: dict[str, ObjectStore] = {}
 
     def locate(self, source: str, revision: str | None, on_bytes: OnBytes) -> Located:
         """Return the model's folder or .gguf file on this machine; blocks while it is fetched. A `Locate`.
@@ -82,7 +83,7 @@ class ModelFiles:
         return Located(path, str(uri), digest)
 
     def _take_stock(self, uri: S3Uri, revision: str | None) -> Manifest:
-        manifest = take_stock(self._open_store(uri.bucket, 1), uri)
+        manifest = take_stock(self._store(uri.bucket), uri)
         if revision is not None and manifest.digest != revision:
             raise CheckpointError(
                 f"{uri}: holds version {manifest.digest}, not {revision}; it was overwritten, or model.revision is "
@@ -98,8 +99,7 @@ class ModelFiles:
         try:
             transfers = self._transfers(cache, manifest.digest, files)
             try:
-                store = self._open_store(manifest.bucket, self._config.streams)
-                Fetch(store, self._config.streams, on_bytes, self._stop).run(transfers)
+                Fetch(self._store(manifest.bucket), self._config.streams, on_bytes, self._stop).run(transfers)
             finally:
                 for transfer in transfers:
                     transfer.partial.close()
@@ -109,6 +109,13 @@ class ModelFiles:
             ) from None
         seconds = time.monotonic() - started_s
         logger.info("weights fetched", extra={"num_bytes": num_bytes, "seconds": round(seconds, 2)})
+
+    def _store(self, bucket: str) -> ObjectStore:
+        # A client takes a tenth of a second to make.
+        with self._lock:
+            if bucket not in self._stores:
+                self._stores[bucket] = self._open_store(bucket, self._config.streams)
+            return self._stores[bucket]
 
     def _transfers(self, cache: WeightsCache, digest: str, files: list[RemoteFile]) -> list[Transfer]:
         """Return the files on their way, with the disk space that they will need taken."""

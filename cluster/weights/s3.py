@@ -57,7 +57,7 @@ class S3Store:
         """Return a checksum of the whole object; without one of S3's own, the ETag of an object that was put whole."""
         with self._explaining(stored.key, "s3:GetObject"):
             head = self._client.head_object(
-                Bucket=self._bucket, Key=stored.key, IfMatch=stored.etag, ChecksumMode="ENABLED"
+                Bucket=self._bucket, Key=stored.key, IfMatch=f'"{stored.etag}"', ChecksumMode="ENABLED"
             )
         if head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
             for field, kind in _CRC_FIELDS.items():
@@ -73,7 +73,7 @@ class S3Store:
         """Open a range of this very content."""
         with self._explaining(stored.key, "s3:GetObject"):
             answer = self._client.get_object(
-                Bucket=self._bucket, Key=stored.key, IfMatch=stored.etag, Range=f"bytes={start}-{end - 1}"
+                Bucket=self._bucket, Key=stored.key, IfMatch=f'"{stored.etag}"', Range=f"bytes={start}-{end - 1}"
             )
         body = answer["Body"]
         with self._explaining(stored.key, "s3:GetObject"):

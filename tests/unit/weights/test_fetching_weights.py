@@ -72,32 +72,20 @@ def test_a_range_that_breaks_off_is_fetched_again(s3, files):
     assert (folder / "model.safetensors").read_bytes() == s3.objects[BIG]
 
 
-def test_after_a_crash_only_what_is_missing_is_fetched(s3, files):
+def test_a_file_that_is_whole_is_not_fetched_again_after_a_failure(s3, files):
     s3.cuts[BIG] = 3
     with pytest.raises(ReplicaFailed):
         files(streams=1).locate(URI, None, silent)
-    there = {wanted for path, wanted in s3.ranges if path == BIG}
     s3.cuts[BIG] = 0
-    fetched_then = list(s3.ranges)
-    s3.requests.clear()
     folder = files().locate(URI, None, silent).path
     assert (folder / "model.safetensors").read_bytes() == s3.objects[BIG]
-    assert there
-    assert (
-        len([path for path, _ in s3.ranges if path == "models/llama/config.json"])
-        + len([path for path, _ in fetched_then if path == "models/llama/config.json"])
-        == 1
-    )
+    assert [path for path, _ in s3.ranges].count("models/llama/config.json") == 1
 
 
-def test_parts_in_the_journal_are_not_fetched_again(s3, files, weights):
-    s3.denied = frozenset()
-    s3.cuts[BIG] = 0
+def test_after_a_crash_only_the_parts_that_are_missing_are_fetched(s3, files, weights):
     first = files(streams=1)
-    seen = []
 
     def stop_in_the_middle(done, total, name):
-        seen.append(done)
         if done > total // 2:
             first.close()
 
