@@ -36,8 +36,13 @@ variable "serve_config" {
   }
 
   validation {
-    condition     = !can(regex("(?m)^\\s*host:\\s*(127\\.|localhost)", var.serve_config))
+    condition     = !can(regex("^(127\\.|localhost)", try(yamldecode(var.serve_config).http_options.host, "")))
     error_message = "serve_config binds a loopback address, so no load balancer could reach it: leave http_options.host out, or set 0.0.0.0."
+  }
+
+  validation {
+    condition     = try(yamldecode(var.serve_config).http_options.port, 8000) == 8000
+    error_message = "serve_config has another http_options.port than 8000, which is the one that the load balancer reaches."
   }
 }
 

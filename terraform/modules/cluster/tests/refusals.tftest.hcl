@@ -61,6 +61,20 @@ run "serve_config_that_only_the_machine_itself_can_reach" {
   expect_failures = [var.serve_config]
 }
 
+run "port_that_the_load_balancer_does_not_reach" {
+  command = plan
+
+  variables {
+    serve_config = <<-YAML
+      http_options:
+        port: 8080
+      applications: []
+    YAML
+  }
+
+  expect_failures = [var.serve_config]
+}
+
 run "no_package" {
   command = plan
 
