@@ -18,6 +18,8 @@ KEPT_SECONDS = 600
 """Ten minutes; a second of a busy model takes about 300 bytes."""
 _MAX_STEP_BACK_S = 5
 """A wall clock that was set back further begins a new history."""
+_LONGEST_GAP_S = 10
+"""After a longer one nobody can say what was in between."""
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -82,6 +84,7 @@ class LiveHistory:
                 self._seconds.clear()
             return
         models = self._read(now_s)
+        self._fill_gap(second, models)
         self._seconds.append(Second(second, {name: _encoded(models[name]) for name in models}))
 
     def since(self, second: int, sees: Callable[[str], bool]) -> list[Second]:
@@ -92,6 +95,17 @@ class LiveHistory:
                 break
             found.append(Second(kept.second, {name: data for name, data in kept.models.items() if sees(name)}))
         return found[::-1]
+
+    def _fill_gap(self, second: int, models: dict[str, ModelSecond]) -> None:
+        """Give seconds that a busy loop missed the load found after them, whose rates are means over them as well."""
+        if not self._seconds or second - self._seconds[-1].second > _LONGEST_GAP_S:
+            return
+        load = {
+            name: _encoded(msgspec.structs.replace(model, first_token=[], next_token=[]))
+            for name, model in models.items()
+        }
+        for missed in range(self._seconds[-1].second + 1, second):
+            self._seconds.append(Second(missed, load))
 
     def _read(self, now_s: float) -> dict[str, ModelSecond]:
         groups: defaultdict[str, list[GroupNow]] = defaultdict(list)

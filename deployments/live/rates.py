@@ -55,14 +55,16 @@ def _rates(readings: list[_Reading]) -> GroupRates:
         return GroupRates()
     first, last = readings[0], readings[-1]
     seconds = last.at_s - first.at_s
-    num_steps = last.load.num_steps - first.load.num_steps
     return GroupRates(
         (last.load.num_prompt_tokens - first.load.num_prompt_tokens) / seconds,
         (last.load.num_generated_tokens - first.load.num_generated_tokens) / seconds,
-        _seconds_in_steps(first.load, last.load) / num_steps if num_steps else None,
+        _mean_step_s(first.load, last.load),
     )
 
 
-def _seconds_in_steps(before: EngineLoad, after: EngineLoad) -> float:
+def _mean_step_s(before: EngineLoad, after: EngineLoad) -> float | None:
+    num_steps = after.num_steps - before.num_steps
+    if after.figures is None or num_steps <= 0:
+        return None
     started_s = before.figures.step_s if before.figures is not None else 0.0
-    return after.figures.step_s - started_s if after.figures is not None else 0.0
+    return (after.figures.step_s - started_s) / num_steps

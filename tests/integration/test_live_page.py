@@ -85,8 +85,9 @@ def test_numbers_move_under_load_and_an_answer_streams_and_says_where_its_time_w
             each.result(timeout=60)
     assert "Paris" in page.text(".said.model .text")
     assert len(lengths) > 3, "the text came in pieces"
-    pieces = page.run("[...document.querySelectorAll('.piece')].map((piece) => piece.className.split(' ')[1])")
-    assert {"network", "queue", "prefill", "decode"} <= set(pieces)
+    assert page.run("document.querySelectorAll('.timebar .piece').length") > 1
+    parts = page.text(".parts").split()
+    assert {"network", "gateway", "queue", "prefill", "decode"} <= set(parts)
     assert "tokens/s" in page.text(".facts")
     page.wait_for(
         "[0, 1].every((i) => / m?s$/.test(document.querySelectorAll('.plot')[i].querySelector('dd').innerText))"

@@ -15,17 +15,17 @@ export function seconds(value) {
   return value < 600 ? `${threeDigits(value)} s` : `${Math.round(value / 60)} min`;
 }
 
-/** 1234.5 -> "1,235"; 3.21 -> "3.2". */
+/** 1234.5 -> "1,235"; 3.21 -> "3.2"; 3 -> "3". */
 export function rate(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return MISSING;
-  return value > 0 && value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en");
+  return value < 10 ? String(Number(value.toFixed(1))) : Math.round(value).toLocaleString("en");
 }
 
 /** 12345 -> "12,345". */
 export const count = (value) => (value === null || value === undefined ? MISSING : Math.round(value).toLocaleString("en"));
 
-/** 0.123 -> "12 %". */
-export const percent = (share) => `${Math.round(100 * share)} %`;
+/** 0.123 -> "12 %"; 0.0123 -> "1.2 %". */
+export const percent = (share) => `${rate(100 * share)} %`;
 
 /** One word in two numbers: 1 -> "1 group", 2 -> "2 groups". */
 export const several = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;

@@ -33,7 +33,8 @@ async function ask(problem) {
   if (!dialog.open) dialog.showModal();
   input.focus();
   await new Promise((resolve) => {
-    dialog.oncancel = (event) => event.preventDefault();
+    // Without a key there is nothing to see behind it.
+    dialog.onclose = () => dialog.showModal();
     form.onsubmit = (event) => {
       event.preventDefault();
       if (input.value.trim()) resolve();
@@ -41,5 +42,6 @@ async function ask(problem) {
   });
   sessionStorage.setItem(PLACE, input.value.trim());
   input.value = "";
+  dialog.onclose = null;
   dialog.close();
 }

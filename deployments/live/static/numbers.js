@@ -29,7 +29,7 @@ export class Numbers {
       { name: "in", colour: "--line-warm", width: 1.5 },
     ];
     this.tokens = new Plot(
-      { title: "Tokens per second", note: "all groups", lines: inOut, scale: "linear", show: rate },
+      { title: "Tokens per second", note: "all groups, over 3 s", lines: inOut, scale: "linear", show: rate },
       cursor,
     );
     const queue = [
@@ -37,7 +37,7 @@ export class Numbers {
       { name: "waiting", colour: "--line-warm", width: 1.5 },
     ];
     this.queue = new Plot(
-      { title: "Requests", note: "all groups", lines: queue, scale: "linear", show: (value) => rate(value).replace(".0", "") },
+      { title: "Requests", note: "all groups", lines: queue, scale: "linear", show: rate },
       cursor,
     );
     place.append(this.firstToken.element, this.nextToken.element, this.tokens.element, this.queue.element);

@@ -121,7 +121,7 @@ export class Plot {
       pen.moveTo(LEFT, at);
       pen.lineTo(width - RIGHT, at);
       pen.stroke();
-      pen.fillText(this.show(tick), LEFT - 6, at);
+      pen.fillText(round(this.show(tick)), LEFT - 6, at);
     }
     pen.textBaseline = "alphabetic";
     const minutes = this.span / 60;
@@ -198,6 +198,9 @@ function* runs(values) {
     }
   }
 }
+
+/** "10.0 ms" -> "10 ms". */
+const round = (words) => words.replace(/\.0+(?=\s|$)/, "");
 
 function timeWords(minutes) {
   return minutes < 1 ? `${Math.round(60 * minutes)} s` : `${Number(minutes.toFixed(1))} min`;

@@ -3,38 +3,47 @@
 import { make } from "./dom.js";
 import { rate, seconds, several } from "./format.js";
 
-/** Return the parts of an answer's time, which add up to all of it. */
-export function parts(answer) {
+/** Return the pieces of an answer's time in their order; they add up to all of it. */
+export function pieces(answer) {
   const totalS = answer.endS ?? answer.arrivals.at(-1) ?? 0;
+  const firstS = answer.firstS ?? totalS;
   const timings = answer.timings;
   if (!timings) {
-    const firstS = answer.firstS ?? totalS;
-    return [
-      { name: "to first token", kind: "before", s: firstS },
-      { name: "after it", kind: "decode", s: Math.max(0, totalS - firstS) },
-    ];
+    return [piece("before", firstS, "to first token"), piece("decode", totalS - firstS, "after it")];
   }
-  const { queue_s: queueS = 0, prefill_s: prefillS = 0, decode_s: decodeS = 0, hold_s: holdS = 0 } = timings;
-  const groupS = queueS + prefillS + decodeS;
-  const serverS = timings.total_s ?? holdS + groupS;
+  const { queue_s: queueS, prefill_s: prefillS, decode_s: decodeS, hold_s: holdS, total_s: serverS } = timings;
+  const serverFirstS = timings.time_to_first_token_s ?? serverS;
+  const wayInS = Math.max(0, firstS - serverFirstS);
   return [
-    { name: "network", kind: "network", s: Math.max(0, totalS - serverS) },
-    { name: "gateway", kind: "gateway", s: Math.max(0, serverS - holdS - groupS) },
-    ...(holdS > 0.0005 ? [{ name: "wait for a group", kind: "hold", s: holdS }] : []),
-    { name: "queue", kind: "queue", s: queueS },
-    { name: "prefill", kind: "prefill", s: prefillS },
-    { name: "decode", kind: "decode", s: decodeS },
+    piece("network", wayInS),
+    piece("gateway", serverFirstS - holdS - queueS - prefillS),
+    piece("hold", holdS, "wait for a group"),
+    piece("queue", queueS),
+    piece("prefill", prefillS),
+    piece("decode", decodeS),
+    piece("gateway", serverS - serverFirstS - decodeS),
+    piece("network", totalS - serverS - wayInS),
   ];
+}
+
+const piece = (kind, s, name = kind) => ({ kind, name, s: Math.max(0, s) });
+
+/** Return what is told of each kind: the sum of its pieces. */
+function sums(all) {
+  const found = new Map();
+  for (const { kind, name, s } of all) found.set(kind, { kind, name, s: s + (found.get(kind)?.s ?? 0) });
+  return [...found.values()].filter(({ kind, s }) => kind !== "hold" || s > 0);
 }
 
 /** Return an element that shows an answer's times. */
 export function timeBar(answer) {
-  const shown = parts(answer);
+  const all = pieces(answer);
+  const shown = sums(all);
   const bar = make("div", { className: "timebar", role: "img", "aria-label": shown.map((part) => `${part.name} ${seconds(part.s)}`).join(", ") });
-  for (const part of shown) {
-    const piece = make("span", { className: `piece ${part.kind}` });
-    piece.style.flexGrow = String(part.s);
-    bar.append(piece);
+  for (const part of all.filter(({ s }) => s > 0)) {
+    const element = make("span", { className: `piece ${part.kind}` });
+    element.style.flexGrow = String(part.s);
+    bar.append(element);
   }
   const legend = make("dl", { className: "parts" });
   for (const part of shown) {

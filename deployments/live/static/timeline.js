@@ -52,15 +52,15 @@ export class Timeline {
   /** Return series of `span` seconds up to the newest, oldest first; null where nothing is known. */
   series(model, span, windowS) {
     const newest = this.newest;
-    const seconds = newest === null ? [] : Array.from({ length: span }, (_, index) => newest - span + 1 + index);
+    const seconds = Array.from({ length: span }, (_, index) => (newest ?? 0) - span + 1 + index);
     const load = seconds.map((second) => this.loadAt(second, model));
     const column = (index) => load.map((row) => (row ? row[index] : null));
     return {
       newest,
       running: column(RUNNING),
       waiting: column(WAITING),
-      prompt: column(PROMPT),
-      output: column(OUTPUT),
+      prompt: smooth(column(PROMPT)),
+      output: smooth(column(OUTPUT)),
       firstToken: this.quantiles(seconds, model, FIRST, windowS),
       nextToken: this.quantiles(seconds, model, NEXT, windowS),
     };
@@ -118,7 +118,7 @@ export class Timeline {
         }
       }
     };
-    if (seconds.length) for (let back = windowS - 1; back > 0; back -= 1) change(seconds[0] - back, 1);
+    for (let back = windowS - 1; back > 0; back -= 1) change(seconds[0] - back, 1);
     return seconds.map((second) => {
       change(second, 1);
       const found = total > 0 ? this.readQuantiles(counts, total) : null;
@@ -138,4 +138,12 @@ export class Timeline {
     }
     return found;
   }
+}
+
+/** Groups report a few times a second, not on its stroke: rates are means over three seconds. */
+function smooth(values) {
+  return values.map((value, index) => {
+    const known = values.slice(Math.max(0, index - 2), index + 1).filter((each) => each !== null);
+    return value === null ? null : known.reduce((sum, each) => sum + each, 0) / known.length;
+  });
 }

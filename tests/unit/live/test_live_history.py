@@ -107,14 +107,17 @@ def test_a_clock_that_was_set_back_begins_a_new_history():
     assert list(world.seconds()) == [1000]
 
 
-def test_a_loop_that_was_held_up_leaves_a_gap_and_rates_over_the_whole_of_it():
+def test_seconds_that_a_busy_loop_missed_have_the_mean_rates_of_the_gap_and_long_gaps_stay_gaps():
     world = World()
     world.groups = [GroupNow("g", "tiny", load())]
     world.tick()
+    world.history.latencies("tiny").of_request(0.0).note_first(1.0)
     world.groups = [GroupNow("g", "tiny", load(generated=40))]
     world.tick(4.0)
-    assert list(world.seconds()) == [1000, 1004]
-    assert world.seconds()[1004]["tiny"].output_tokens_s == 10
+    assert [second["tiny"].output_tokens_s for second in world.seconds().values()] == [0, 10, 10, 10, 10]
+    assert [len(second["tiny"].first_token) for second in world.seconds().values()] == [0, 0, 0, 0, 2]
+    world.tick(60.0)
+    assert list(world.seconds()) == [1000, 1001, 1002, 1003, 1004, 1064]
 
 
 def test_a_meter_smooths_over_three_seconds_and_knows_the_mean_step():
