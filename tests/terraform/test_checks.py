@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -42,6 +43,13 @@ def test_every_variable_has_a_type_and_a_description():
 
 def test_every_output_has_a_description():
     assert [str(block) for block in blocks("output") if "description" not in block.body] == []
+
+
+def test_tables_of_the_readme_are_up_to_date():
+    done = subprocess.run(
+        [sys.executable, FOLDER / "tables.py", "--check"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_names_are_snake_case():

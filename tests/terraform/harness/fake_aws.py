@@ -11,7 +11,7 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing
 
 
 class FakeAws:
-    """A context manager: moto answers on 127.0.0.1 and on sockets it is given. One at a time: moto's state is global."""
+    """A context manager: moto answers on 127.0.0.1 and on sockets it is given. One at a time: its state is global."""
 
     def __init__(self) -> None:
         # Read when moto's modules are loaded: machines' roles name policies that AWS brings.

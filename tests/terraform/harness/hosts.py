@@ -21,6 +21,7 @@ PYTHON = ROOT / ".venv" / "bin" / "python"
 """The interpreter of the hosts: the one that serves on this machine too."""
 OWN_FOLDERS = ("/tmp", "/var/log", "/var/lib/eagleray", "/etc/eagleray")
 """What a host writes to and finds again after it was off."""
+_SCRIPT = "/var/lib/eagleray/user-data.sh"
 _END_LIMIT_S = 20.0
 _INIT = """
 set -eu
@@ -30,7 +31,7 @@ for folder in {folders}; do mkdir -p "$disk$folder" && mount --rbind "$disk$fold
 mount -t tmpfs none /run && mount -t tmpfs none /dev/shm
 mount --bind /dev/null /etc/resolv.conf
 while :; do  # stands in for systemd: Restart=always
-  bash "$disk/user_data.sh" && status=0 || status=$?
+  bash {script} && status=0 || status=$?
   echo "lab: the node ended with $status and is started again"
   sleep 5
 done
@@ -50,13 +51,14 @@ class Host:
         self._network = lan.add_host(name, instance.address)
         self._environment = {"PATH": os.environ["PATH"], "HOME": "/var/lib/eagleray", "LANG": "C.UTF-8", **environment}
         self._process: subprocess.Popen[bytes] | None = None
-        self.disk.mkdir()
-        (self.disk / "user_data.sh").write_text(instance.user_data)
+        script = self.disk / _SCRIPT.lstrip("/")
+        script.parent.mkdir(parents=True)
+        script.write_text(instance.user_data)
 
     def power_on(self) -> None:
         """Boot; returns at once."""
         self._lan.mend(self._network)
-        init = _INIT.format(folders=" ".join(OWN_FOLDERS))
+        init = _INIT.format(folders=" ".join(OWN_FOLDERS), script=_SCRIPT)
         unshare = ["unshare", *"--mount --pid --uts --ipc --fork --kill-child --mount-proc".split()]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

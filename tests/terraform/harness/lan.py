@@ -1,4 +1,4 @@
-"""A network of its own for machines that Terraform made: the VPC's addresses, nothing of it in this machine's network."""
+"""A network of its own for machines that Terraform made: the addresses of the VPC, apart from this machine."""
 
 import concurrent.futures
 import contextlib

@@ -9,6 +9,7 @@ from moto.autoscaling.responses import AutoScalingResponse
 from moto.budgets.responses import BudgetsResponse
 from moto.core.responses import ActionResult, EmptyResult
 from moto.ec2.exceptions import EC2ClientError
+from moto.ec2.models.elastic_network_interfaces import NetworkInterface
 from moto.ec2.responses import EC2Response
 from moto.elbv2.models import FakeLoadBalancer
 from moto.ssm.models import Parameter, ParameterDict
@@ -76,6 +77,7 @@ def extend_moto(hook_results: dict[str, str]) -> None:
     BudgetsResponse.describe_subscribers_for_notification = _describe_subscribers
     BudgetsResponse.list_tags_for_resource = lambda response: json.dumps({"ResourceTags": []})
     _seed_gpu_images()
+    _leave_out_missing_addresses()
     _start_load_balancers_at_once()
 
 
@@ -110,6 +112,13 @@ def _parameter(parameters: ParameterDict, name: str) -> Parameter:
         version=1,
         data_type="text",
     )
+
+
+def _leave_out_missing_addresses() -> None:
+    """Say nothing of the public address of interfaces without one; an empty answer reads like an address."""
+    find = NetworkInterface.association.fget
+    assert find is not None
+    NetworkInterface.association = property(lambda interface: find(interface) or None)
 
 
 def _start_load_balancers_at_once() -> None:

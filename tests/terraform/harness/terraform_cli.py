@@ -25,6 +25,8 @@ class Change(NamedTuple):
 
     address: str
     actions: tuple[str, ...]
+    replaced_for: str = ""
+    """The arguments that cannot be changed in place."""
 
 
 def find_terraform() -> str | None:
@@ -102,7 +104,12 @@ class Terraform:
         self.run("plan", "-no-color", "-lock=false", f"-out={name}", *options)
         plan = self._json("show", "-json", name)
         changes = [
-            Change(change["address"], tuple(change["change"]["actions"])) for change in plan.get("resource_changes", [])
+            Change(
+                change["address"],
+                tuple(change["change"]["actions"]),
+                " ".join(".".join(map(str, path)) for path in change["change"].get("replace_paths", [])),
+            )
+            for change in plan.get("resource_changes", [])
         ]
         return [change for change in changes if change.actions not in (("no-op",), ("read",))]
 
