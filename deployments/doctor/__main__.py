@@ -23,7 +23,9 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         sys.stderr.write(f"{options.api_key_file}: cannot be read ({error.strerror})\n")
         return EXIT_PROBLEMS
-    probes = [probe for what in options.what or [""] for probe in _probes(what, key)]
+    # With --ray alone, the cluster is what is asked about, not this machine.
+    wanted = options.what or ([] if options.ray else [""])
+    probes = [probe for what in wanted for probe in _probes(what, key)]
     if options.ray is not None:
         from deployments.doctor.cluster.probes import cluster_probes
 

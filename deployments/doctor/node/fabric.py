@@ -1,20 +1,22 @@
 """The Elastic Fabric Adapter of AWS, over which NCCL joins GPUs of several machines."""
 
 import ctypes.util
-import json
 import resource
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.doctor.finding import Finding, ok, problem, warning
 from deployments.doctor.inside import ask
+from deployments.doctor.node import role
 
 _VERBS = Path("/sys/class/infiniband")
 _PCI = Path("/sys/bus/pci/devices")
 _AMAZON = "0x1d0f"
 _EFA_IDS = frozenset({"0xefa0", "0xefa1", "0xefa2", "0xefa3"})
-_NODE_FILE = Path("/etc/eagleray/node.json")
+_FI_INFO = "/opt/amazon/efa/bin/fi_info"
+"""Where Amazon's installer puts it, which is on no PATH."""
 _PLUGINS = ("/opt/amazon/ofi-nccl", "/opt/aws-ofi-nccl", "/opt/amazon/aws-ofi-nccl")
 _TIMEOUT_S = 20.0
 
@@ -39,10 +41,12 @@ class FabricFacts:
 def gather() -> FabricFacts:
     """Return what is there."""
     num_adapters = sum(_is_efa(device) for device in _PCI.glob("*"))
-    reply = ask(["fi_info", "-p", "efa"], _TIMEOUT_S) if num_adapters else None
+    program = shutil.which("fi_info") or _FI_INFO
+    reply = ask([program, "-p", "efa"], _TIMEOUT_S) if num_adapters else None
+    config = role.gather().config
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     return FabricFacts(
-        is_wanted=_is_wanted(_NODE_FILE),
+        is_wanted=config is not None and config.efa,
         num_adapters=num_adapters,
         num_devices=sum(_driver(device) == "efa" for device in _VERBS.glob("*")),
         provider=reply.error if reply else None,
@@ -84,14 +88,6 @@ def check(facts: FabricFacts) -> Iterator[Finding]:
             f"only {facts.max_locked_bytes // 1024} KiB of memory may be locked; the adapter needs to pin buffers",
             "LimitMEMLOCK=infinity in the unit, or `memlock unlimited` in limits.conf",
         )
-
-
-def _is_wanted(path: Path) -> bool:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("efa") is True
 
 
 def _is_efa(device: Path) -> bool:

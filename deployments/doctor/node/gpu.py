@@ -9,6 +9,7 @@ from pathlib import Path
 from core.sizes import show_bytes
 from deployments.doctor.finding import Finding, note, ok, problem, warning
 from deployments.doctor.inside import Reply, ask, ask_python
+from deployments.doctor.node import role
 
 LEAST_CAPABILITY = (8, 0)
 _CONTROL_DEVICE = Path("/dev/nvidiactl")
@@ -74,6 +75,8 @@ class GpuFacts:
     torch: TorchView | None
     """None: not asked, because there is no GPU, or torch cannot be loaded."""
     has_triton: bool
+    num_expected: int = 0
+    """That node.json promises to the cluster."""
 
 
 def gather() -> GpuFacts:
@@ -82,7 +85,9 @@ def gather() -> GpuFacts:
     has_device = _CONTROL_DEVICE.exists()
     cards = read_cards(reply.output) if reply is not None else ()
     view = _ask_torch() if has_device or cards else None
-    return GpuFacts(has_device, reply.error if reply else "", cards, view, find_spec("triton") is not None)
+    return GpuFacts(
+        has_device, reply.error if reply else "", cards, view, find_spec("triton") is not None, _num_expected()
+    )
 
 
 def ask_driver() -> Reply | None:
@@ -92,6 +97,12 @@ def ask_driver() -> Reply | None:
 
 def check(facts: GpuFacts) -> Iterator[Finding]:
     """Yield what is wrong with driver, cards, torch and the ways between cards."""
+    if len(facts.cards) < facts.num_expected:
+        yield problem(
+            "node.gpu",
+            f"node.json says num_gpus={facts.num_expected}, and the driver shows {len(facts.cards)}",
+            "`dmesg | grep -i xid` says whether one has failed; have the machine replaced, or correct gpus_per_node",
+        )
     if not facts.has_device and not facts.cards:
         if facts.driver_error:
             yield problem("node.gpu", f"nvidia-smi: {facts.driver_error}", _DRIVER_ADVICE)
@@ -187,6 +198,11 @@ def read_cards(text: str) -> tuple[Card, ...]:
             )
         )
     return tuple(cards)
+
+
+def _num_expected() -> int:
+    config = role.gather().config
+    return config.num_gpus if config is not None else 0
 
 
 def _number(text: str) -> int:

@@ -15,6 +15,7 @@ _BIG_PACKAGES = ("torch", "ray", "transformers")
 def node_probes() -> list[Probe]:
     """Return the probes of this machine, in the order in which a person would look."""
     return [
+        Probe("node.role", _role, _QUICK_S),
         Probe("node.packages", _versions, _QUICK_S),
         *(Probe("node.imports", _loading(package), _IMPORT_S) for package in _BIG_PACKAGES),
         Probe("node.cores", _machine, _QUICK_S),
@@ -27,6 +28,12 @@ def node_probes() -> list[Probe]:
         Probe("node.ray_token", _token, _QUICK_S),
         Probe("node.ray_leftovers", _sessions, _QUICK_S),
     ]
+
+
+def _role() -> Iterator[Finding]:
+    from deployments.doctor.node import role
+
+    return role.check(role.gather())
 
 
 def _versions() -> Iterator[Finding]:

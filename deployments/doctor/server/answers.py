@@ -155,9 +155,7 @@ def check_metrics(answer: Answer) -> Iterator[Finding]:
         )
         return
     yield ok("server.metrics", f"/metrics: {len(lines)} values")
-    slow = sorted(
-        {_label(line, "model") for line in lines if line.startswith("eagleray_op_tier") and _is_slow(line)}
-    )
+    slow = sorted({_label(line, "model") for line in lines if line.startswith("eagleray_op_tier") and _is_slow(line)})
     for model in slow:
         yield warning(
             "server.kernels",

@@ -1,11 +1,12 @@
 """What the doctor says of a machine, from facts that are given: each finding has facts that trip it."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from deployments.doctor.inside import Reply
-from deployments.doctor.node import fabric, gpu, kernels, machine, ports, ray_here, storage, versions
+from deployments.doctor.node import fabric, gpu, kernels, machine, ports, ray_here, role, storage, versions
 
 GIB = 2**30
 
@@ -184,6 +185,7 @@ class TestGpu:
         ("facts", "finding"),
         [
             (replace(GPUS, driver_error="no devices were found"), ("problem", "node.gpu")),
+            (replace(GPUS, num_expected=3), ("problem", "node.gpu")),
             (replace(GPUS, has_device=False, cards=(), driver_error="failed"), ("problem", "node.gpu")),
             (replace(GPUS, cards=(replace(CARD, capability=(7, 5)),)), ("warning", "node.gpu")),
             (replace(GPUS, cards=(replace(CARD, is_divided=True),)), ("note", "node.gpu")),
@@ -211,6 +213,19 @@ class TestGpu:
         text = '{"built_for": "13.0", "count": 2, "nccl": "2.28.9", "error": "", "strangers": [[0, 1]]}'
         assert gpu.read_view(Reply(text, "")) == replace(TORCH, strangers=((0, 1),))
         assert gpu.read_view(Reply("", "no module named torch")) is None
+
+
+class TestRole:
+    def test_a_machine_without_node_json_has_no_role_to_speak_of(self, tmp_path):
+        assert not list(role.check(role.gather(tmp_path / "node.json")))
+
+    def test_a_node_json_that_cannot_be_read_is_a_problem_and_a_sound_one_is_told(self, tmp_path):
+        path = tmp_path / "node.json"
+        path.write_text("{}")
+        assert levels(role.check(role.gather(path))) == {("problem", "node.role")}
+        config = {"cluster": "c1", "region": "r", "role": "worker", "head_address": "10.0.0.1", "group": "gpu"}
+        path.write_text(json.dumps(config | {"num_gpus": 8, "token_secret_arn": "arn"}))
+        assert "worker of cluster c1, group gpu, 8 GPUs" in said(list(role.check(role.gather(path))), "ok", "node.role")
 
 
 FABRIC = fabric.FabricFacts(True, 4, 4, "", has_nccl_plugin=True, max_locked_bytes=None)
