@@ -62,7 +62,9 @@ def _store_environment(config: NodeConfig, state_folder: Path) -> dict[str, str]
 def ray_command(config: NodeConfig, identity: Identity, executable: Path) -> list[str]:
     """Return the command line that runs Ray on this machine until it is ended."""
     if config.is_head:
-        place = ["--head", "--port", str(GCS_PORT), "--dashboard-host", "127.0.0.1"]
+        place = ["--head", "--port", str(GCS_PORT)]
+        # Asked for by name: else a head whose dashboard did not start runs on without, and nothing can be deployed.
+        place += ["--include-dashboard", "true", "--dashboard-host", "127.0.0.1"]
         place += ["--dashboard-port", str(DASHBOARD_PORT)]
     else:
         place = ["--address", gcs_address(config)]

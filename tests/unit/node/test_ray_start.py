@@ -32,6 +32,7 @@ def test_head_serves_its_dashboard_on_loopback_and_computes_nothing():
     found = options(HEAD)
     assert found["--port"] == "6379"
     assert found["--dashboard-host"] == "127.0.0.1"
+    assert found["--include-dashboard"] == "true", "without it, a dashboard that does not start is not missed"
     assert found["--num-cpus"] == "0"
     assert found["--num-gpus"] == "0"
     assert "--address" not in found
@@ -51,7 +52,7 @@ def test_worker_joins_the_head_with_what_it_has():
     assert found["--num-gpus"] == "8"
     assert found["--resources"] == '{"nvlink": 1.0}'
     assert found["--labels"] == "zone=a,eagleray/instance=i-0abc,eagleray/group=h100"
-    assert not {"--head", "--port", "--dashboard-host"} & found.keys()
+    assert not {"--head", "--port", "--dashboard-host", "--include-dashboard"} & found.keys()
 
 
 @pytest.mark.parametrize("data", [HEAD, WORKER], ids=["head", "worker"])
