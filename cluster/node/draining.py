@@ -7,7 +7,7 @@ step may be taken twice.
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
@@ -150,12 +150,14 @@ class DrainLoop:
         queue: InterruptionQueue,
         cluster: Cluster,
         autoscaling: AutoScaling,
+        groups: Collection[str],
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        """`now_s`: unix time."""
+        """`groups`: the Auto Scaling groups of this cluster; events may be of others too. `now_s`: unix time."""
         self._queue = queue
         self._cluster = cluster
         self._autoscaling = autoscaling
+        self._groups = frozenset(groups)
         self._now_s = now_s
         self._cases: dict[str, Case] = {}
         self._draining: set[str] = set()
@@ -163,7 +165,7 @@ class DrainLoop:
     def step(self, wait_s: int = 0) -> None:
         """Look, and do what is due. Raises NotYet while Ray or AWS does not answer; nothing is lost then."""
         for receipt, body in self._queue.receive(wait_s).items():
-            self._cases[receipt] = Case(receipt, _read(body))
+            self._cases[receipt] = Case(receipt, [notice for notice in _read(body) if self._is_ours(notice)])
         if not self._cases:
             return
         nodes = {node.instance_id: node for node in self._cluster.look().nodes if node.instance_id}
@@ -176,6 +178,9 @@ class DrainLoop:
             elif not self._queue.keep(case.receipt):
                 # It was away for too long, and is received again under another receipt.
                 del self._cases[case.receipt]
+
+    def _is_ours(self, notice: Notice) -> bool:
+        return notice.hook is None or notice.hook.group in self._groups
 
     def _attend(self, case: Case, notice: Notice, node: NodeLoad | None) -> None:
         match next_action(notice, node, notice.instance_id in self._draining, self._now_s()):

@@ -32,7 +32,10 @@ def run_head_loops(config: NodeConfig, stop: threading.Event) -> None:
         autoscaling = AutoScaling(aws_client("autoscaling", config.region))
         if config.interruption_queue_url:
             queue = InterruptionQueue(aws_client("sqs", config.region), config.interruption_queue_url)
-            steps.append(DrainLoop(queue, cluster, autoscaling).step)
+            names = [group.autoscaling_group for group in config.worker_groups]
+            draining = DrainLoop(queue, cluster, autoscaling, names)
+            # Without a wait only some of the queue's servers are asked.
+            steps.append(lambda: draining.step(wait_s=1))
         steps.append(ScalingLoop(config.worker_groups, cluster, autoscaling, MonotonicClock()).step)
     repeat(steps, ScalingSettings().period_s, stop)
 

@@ -60,7 +60,7 @@ class Head:
     def __init__(self, queue_url, cluster, autoscaling, now_s=SENT_S):
         self.now_s = now_s
         queue = InterruptionQueue(boto3.client("sqs", region_name=REGION), queue_url)
-        self.loop = DrainLoop(queue, cluster, autoscaling, lambda: self.now_s)
+        self.loop = DrainLoop(queue, cluster, autoscaling, ["asg-gpu"], lambda: self.now_s)
 
     def step(self):
         self.loop.step()
@@ -191,6 +191,13 @@ def test_a_machine_that_the_cluster_does_not_have_keeps_no_hook_waiting(aws, que
     aws.send_message(QueueUrl=queue_url, MessageBody=TERMINATE)
     Head(queue_url, FakeCluster(), autoscaling).step()
     assert len(autoscaling.completed) == 1
+
+
+def test_the_hook_of_another_cluster_is_left_alone(aws, queue_url, autoscaling):
+    aws.send_message(QueueUrl=queue_url, MessageBody=TERMINATE.replace("asg-gpu", "asg-of-others"))
+    Head(queue_url, FakeCluster(), autoscaling).step()
+    assert autoscaling.completed == []
+    assert num_messages(aws, queue_url) == 0
 
 
 def test_a_message_that_is_no_event_is_deleted(aws, queue_url, autoscaling):
