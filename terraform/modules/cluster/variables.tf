@@ -99,8 +99,8 @@ variable "head" {
   }
 
   validation {
-    condition     = var.head.root_volume_gb >= 30
-    error_message = "head.root_volume_gb must be 30 or more: the image and the packages take about 20."
+    condition     = var.head.root_volume_gb >= (var.head.gpus > 0 ? 100 : 30)
+    error_message = "head.root_volume_gb must be 30 or more, 100 with GPUs: their image takes 75, and no disk may be smaller than its image."
   }
 
   validation {
@@ -170,8 +170,13 @@ variable "worker_groups" {
   }
 
   validation {
-    condition     = alltrue([for g in values(var.worker_groups) : g.gpus_per_node >= 0 && g.nodes_per_replica >= 1 && g.root_volume_gb >= 30])
-    error_message = "gpus_per_node must be 0 or more, nodes_per_replica 1 or more, root_volume_gb 30 or more."
+    condition     = alltrue([for g in values(var.worker_groups) : g.gpus_per_node >= 0 && g.nodes_per_replica >= 1])
+    error_message = "gpus_per_node must be 0 or more, nodes_per_replica 1 or more."
+  }
+
+  validation {
+    condition     = alltrue([for g in values(var.worker_groups) : g.root_volume_gb >= (g.gpus_per_node > 0 ? 100 : 30)])
+    error_message = "root_volume_gb must be 30 or more, 100 with GPUs: their image takes 75, and no disk may be smaller than its image."
   }
 
   validation {

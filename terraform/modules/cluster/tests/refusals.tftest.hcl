@@ -253,6 +253,18 @@ run "replica_of_no_machines" {
   expect_failures = [var.worker_groups]
 }
 
+run "disk_smaller_than_its_image" {
+  command = plan
+
+  variables {
+    worker_groups = {
+      a = { instance_types = ["p5.48xlarge"], gpus_per_node = 8, root_volume_gb = 40 }
+    }
+  }
+
+  expect_failures = [var.worker_groups]
+}
+
 run "gpus_that_would_be_paid_for_and_not_used" {
   command = plan
 
