@@ -15,7 +15,7 @@ from deployments.gateway.config import GatewayConfig
 
 GATEWAY_PATH = "deployments.app:gateway"
 MODEL_PATH = "deployments.app:model"
-_SERVE_HOST, _SERVE_PORT = "127.0.0.1", 8000
+_SERVE_PORT = 8000
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class GatewayApplication:
 class ServeConfig:
     """What is served, and where."""
 
-    host: str
+    host: str | None
+    """None: Serve's default, which is every address."""
     port: int
     request_timeout_s: float | None
     gateways: tuple[GatewayApplication, ...]
@@ -77,7 +78,7 @@ def read(path: Path) -> ServeConfig:
             continue  # `deployments.check` says what is wrong with it
     port = options.get("port", _SERVE_PORT)
     return ServeConfig(
-        host=str(options.get("host", _SERVE_HOST)),
+        host=options.get("host"),
         port=port if isinstance(port, int) else _SERVE_PORT,
         request_timeout_s=options.get("request_timeout_s"),
         gateways=tuple(gateways),

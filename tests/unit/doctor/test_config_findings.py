@@ -90,12 +90,17 @@ class TestSettings:
         findings = check(config(lambda data: data["http_options"].update(request_timeout_s=60)))
         assert ("warning", "config.timeouts") in levels(findings)
 
-    def test_anonymous_callers_from_other_machines_are_a_warning(self, config):
+    @pytest.mark.parametrize(
+        ("options", "level"), [({"host": "10.0.0.5"}, "warning"), ({}, "warning"), ({"host": "127.0.0.1"}, "note")]
+    )
+    def test_anonymous_callers_are_a_warning_where_other_machines_get_in_as_they_do_by_default(
+        self, config, options, level
+    ):
         def change(data):
-            data["http_options"]["host"] = "10.0.0.5"
+            data["http_options"] = {"port": 8000, "request_timeout_s": 600, **options}
             gateway(data)["args"]["allow_anonymous"] = True
 
-        assert ("warning", "config.keys") in levels(check(config(change)))
+        assert (level, "config.keys") in levels(check(config(change)))
 
     @pytest.mark.parametrize(
         ("file", "level"),
