@@ -58,7 +58,7 @@ check-layers:
 	@$(BIN)/lint-imports --no-logo
 
 check-configs:
-	@$(BIN)/python -m deployments.check configs/*.yaml
+	@$(BIN)/python -m deployments.check configs/*.yaml terraform/examples/*/serve.yaml
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "eagleray needs Python 3.11 or newer;" \
