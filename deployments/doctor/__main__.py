@@ -55,10 +55,13 @@ def _probes(what: str, api_key: str | None) -> list[Probe]:
 
 
 def _api_key(path: Path | None) -> str | None:
-    """Return the key to use; never from the command line, which every user of the machine can read."""
+    """Return the key to use; never from the command line, which every user of the machine can read.
+
+    Nor from OPENAI_API_KEY: that one may be for OpenAI, and would be sent to whatever address was typed.
+    """
     if path is not None:
         return path.read_text(encoding="utf-8").strip()
-    return os.environ.get("OPENAI_API_KEY")
+    return os.environ.get("EAGLERAY_API_KEY")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ray", nargs="?", const="auto", metavar="ADDRESS", help="look at the Ray cluster too (this machine's)")
     add("--json", action="store_true", help="for programs")
     add("--quiet", action="store_true", help="leave out what is as it should be")
-    add("--api-key-file", type=Path, metavar="FILE", help="key for the server; else OPENAI_API_KEY")
+    add("--api-key-file", type=Path, metavar="FILE", help="key for the server; else EAGLERAY_API_KEY")
     add("--timeout-factor", type=_factor, default=1.0, metavar="F", help="wait F times as long for everything (1)")
     return parser
 

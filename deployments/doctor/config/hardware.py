@@ -9,7 +9,7 @@ from core.cores import usable_cores
 from deployments.doctor.node.gpu import Card, ask_driver, read_cards
 from parallel.rank.messages import Joined
 
-_SOLD_TODAY = (8, 9)
+_FP8_CAPABILITY = (8, 9)
 """Compute capability from which on fp8 works; taken for granted of cards that are only thought of."""
 
 
@@ -54,7 +54,7 @@ class Hardware:
                 card.total_bytes,
                 card.total_bytes - card.used_bytes,
                 "cuda" if card.capability >= (8, 0) else "torch",
-                "" if card.capability >= _SOLD_TODAY else "the card is too old for fp8",
+                "" if card.capability >= _FP8_CAPABILITY else "the card is too old for fp8",
             )
             for rank, card in zip(range(num_ranks), self.cards, strict=False)
         ]

@@ -122,13 +122,15 @@ def check_door(facts: DoorFacts) -> Iterator[Finding]:
     is_locked = facts.without_key == 401
     if is_locked and not facts.has_key:
         yield problem(
-            "server.key", "the server wants an API key, and there is none", "set OPENAI_API_KEY, or give --api-key-file"
+            "server.key",
+            "the server wants an API key, and there is none",
+            "set EAGLERAY_API_KEY, or give --api-key-file",
         )
     elif is_locked and facts.with_key == 401:
         yield problem(
             "server.key",
             "the server does not know this API key",
-            "check OPENAI_API_KEY; a new key: python -m deployments.keys new --name NAME, on the server's side",
+            "check EAGLERAY_API_KEY; a new key: python -m deployments.keys new --name NAME, on the server's side",
         )
     elif facts.with_key == 429:
         yield warning("server.key", "the key is over its limits (429)", "wait a minute, or raise its limits")

@@ -97,7 +97,7 @@ def test_a_key_file_that_is_not_there_is_told(capsys):
 def test_the_key_comes_from_a_file_or_the_environment_and_never_from_the_command_line(monkeypatch, tmp_path):
     path = tmp_path / "key"
     path.write_text("sk-from-file\n")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-from-environment")
+    monkeypatch.setenv("EAGLERAY_API_KEY", "sk-from-environment")
     keys = []
     monkeypatch.setattr(command, "_probes", lambda what, key: keys.append(key) or [])
     command.main(["http://a", "--api-key-file", str(path)])
