@@ -13,6 +13,7 @@ import pytest
 import ray
 
 from deployments.doctor import probing
+from deployments.doctor.inside import ask, ask_python
 from deployments.doctor.server.probes import server_probes
 from deployments.gateway.config import GatewayConfig
 from tests.support.fake_groups import ScriptedGroup
@@ -27,6 +28,13 @@ LOCKED = GatewayConfig(api_keys_sha256=(hashlib.sha256(KEY.encode()).hexdigest()
 
 def examine(url, key=None):
     return {(finding.level, finding.check): finding.found for finding in probing.run(server_probes(url, key))}
+
+
+def test_commands_that_fail_hang_or_do_not_exist_are_told_apart():
+    assert ask(["no-such-program-here"], 1) is None
+    assert ask_python("import sys; sys.exit('three\\nbears')", (), 30).error == "bears"
+    assert "no answer within 0.2 s" in ask_python("import time; time.sleep(60)", (), 0.2).error
+    assert ask_python("print('yes')", (), 30) == ("yes\n", "")
 
 
 def test_a_server_in_order_is_ok_throughout_with_its_key():

@@ -42,7 +42,7 @@ class SessionFacts:
     num_daemons: int
     """Raylets and GCS servers that run."""
     num_ended: int
-    """Session folders besides those that may be in use."""
+    """Session folders that no daemon uses."""
     ended_bytes: int
     orphans: tuple[int, ...]
     """Processes of ranks whose raylet is gone."""
@@ -94,7 +94,7 @@ def gather_sessions() -> SessionFacts:
     root = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray"
     daemons, ranks = _processes()
     folders = sorted((path for path in root.glob("session_2*") if path.is_dir()), reverse=True)
-    # Any of the newest may belong to a raylet that runs; which one, only its own arguments say.
+    # Which session a raylet belongs to, only its own arguments say.
     in_use = {folder for folder in folders if any(str(folder) in line for line in daemons.values())}
     ended = [folder for folder in folders if folder not in in_use]
     orphans = tuple(pid for pid, parents in ranks.items() if not parents & daemons.keys())

@@ -9,7 +9,6 @@ import pytest
 from deployments.doctor import __main__ as command
 from deployments.doctor import probing, report
 from deployments.doctor.finding import exit_code, note, ok, problem, warning
-from deployments.doctor.inside import ask, ask_python
 from deployments.doctor.probing import Probe
 from tests.support.source_tree import ROOT, modules, place, tree
 
@@ -105,13 +104,6 @@ def test_the_key_comes_from_a_file_or_the_environment_and_never_from_the_command
     assert keys == ["sk-from-file", "sk-from-environment"]
     with pytest.raises(SystemExit):
         command.main(["http://a", "--api-key", "sk-typed"])
-
-
-def test_commands_that_fail_hang_or_do_not_exist_are_told_apart():
-    assert ask(["no-such-program-here"], 1) is None
-    assert ask_python("import sys; sys.exit('three\\nbears')", (), 30).error == "bears"
-    assert "no answer within 0.2 s" in ask_python("import time; time.sleep(60)", (), 0.2).error
-    assert ask_python("print('yes')", (), 30) == ("yes\n", "")
 
 
 def calls_that_find():
