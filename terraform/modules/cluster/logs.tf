@@ -1,6 +1,5 @@
 resource "aws_cloudwatch_log_group" "node" {
   #checkov:skip=CKV_AWS_338:how long to keep it is `log_retention_days`
-  #checkov:skip=CKV_AWS_158:kms_key_arn names a key of your own; without it the service's key encrypts
   name              = "/eagleray/${var.name}/nodes"
   retention_in_days = var.log_retention_days
   kms_key_id        = var.kms_key_arn

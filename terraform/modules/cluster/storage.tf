@@ -44,7 +44,6 @@ resource "aws_s3_object" "wheel" {
 
 resource "aws_s3_bucket" "weights" {
   #checkov:skip=CKV_AWS_144:weights can be fetched again; a copy in another region costs as much as the first
-  #checkov:skip=CKV_AWS_145:kms_key_arn names a key of your own; without it the service's key encrypts
   #checkov:skip=CKV_AWS_18:who read which weights is in CloudTrail's data events, for those who want it
   #checkov:skip=CKV2_AWS_62:nothing waits for objects to appear
   count = local.makes_bucket ? 1 : 0

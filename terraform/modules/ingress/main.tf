@@ -9,9 +9,7 @@ locals {
 
 resource "aws_lb" "this" {
   #checkov:skip=CKV_AWS_150:`deletion_protection` is for those who want it; an example must go with one `destroy`
-  #checkov:skip=CKV_AWS_91:`access_log_bucket` is for those who want one; it needs a bucket with a policy of its own
   #checkov:skip=CKV2_AWS_28:a firewall that reads bodies sees prompts; keys, limits and bounds are the gateway's (docs/security.md)
-  #checkov:skip=CKV2_AWS_20:there is no listener on port 80 to redirect from when there is a certificate
   name                       = var.name
   internal                   = !var.public
   load_balancer_type         = "application"
@@ -34,7 +32,6 @@ resource "aws_lb" "this" {
 }
 
 resource "aws_lb_target_group" "this" {
-  #checkov:skip=CKV_AWS_378:between load balancer and machines the VPC's own isolation and security groups protect
   name                          = var.name
   vpc_id                        = var.vpc_id
   port                          = local.serve_port
@@ -56,8 +53,6 @@ resource "aws_lb_target_group" "this" {
 }
 
 resource "aws_lb_listener" "this" {
-  #checkov:skip=CKV_AWS_2:without a certificate the load balancer is internal, which `public` sees to
-  #checkov:skip=CKV_AWS_103:the policy is set wherever there is TLS
   load_balancer_arn = aws_lb.this.arn
   port              = local.port
   protocol          = local.has_tls ? "HTTPS" : "HTTP"

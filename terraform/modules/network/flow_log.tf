@@ -11,7 +11,6 @@ resource "aws_flow_log" "refused" {
 
 resource "aws_cloudwatch_log_group" "flow" {
   #checkov:skip=CKV_AWS_338:how long to keep it is `flow_log_retention_days`
-  #checkov:skip=CKV_AWS_158:kms_key_arn names a key of your own; without it the service's key encrypts
   count = var.flow_log_retention_days == null ? 0 : 1
 
   name              = "/eagleray/${var.name}/refused-connections"

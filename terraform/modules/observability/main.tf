@@ -11,7 +11,6 @@ locals {
 # --- Who is told
 
 resource "aws_sns_topic" "alerts" {
-  #checkov:skip=CKV_AWS_26:the service's own key lets neither CloudWatch nor Budgets write; kms_key_arn names one that does
   name              = "${var.name}-alerts"
   kms_master_key_id = var.kms_key_arn
   tags              = local.tags

@@ -6,7 +6,6 @@ ephemeral "aws_secretsmanager_random_password" "ray" {
 
 resource "aws_secretsmanager_secret" "ray" {
   #checkov:skip=CKV2_AWS_57:a new token needs a restart of the whole cluster, so rotation is an act (`rotation`), not a schedule
-  #checkov:skip=CKV_AWS_149:kms_key_arn names a key of your own; without it the service's key encrypts
   name_prefix             = "eagleray-${var.name}-ray-token-"
   description             = "Who knows this may join, read and command the Ray cluster ${var.name}"
   recovery_window_in_days = var.recovery_window_days
