@@ -1,5 +1,6 @@
 """The node's hold on real processes: they end when told, their last words are kept, failures are explained."""
 
+import json
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import pytest
 
 from cluster.node.commands import CommandFailed, SystemCommands
 from cluster.node.ray_process import RayChild
+from tests.support.node_machines import WORKER
 from tests.support.serve_instance import wait_until
 
 pytestmark = pytest.mark.integration
@@ -59,14 +61,20 @@ def test_command_that_fails_says_what_it_said():
         commands.run("sleep", "10", timeout_s=0.1)
 
 
+def node_command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "cluster.node", *words], capture_output=True, text=True, timeout=60)
+
+
 def test_boot_without_a_config_ends_with_one_sentence(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-m", "cluster.node", "boot", "--config", str(tmp_path / "node.json")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = node_command("boot", "--config", str(tmp_path / "node.json"))
     assert done.returncode == 2
     assert done.stderr == (
         f"{tmp_path}/node.json: cannot be read (No such file or directory); user data writes it at first boot\n"
     )
+
+
+def test_worker_that_is_told_to_deploy_names_the_head(tmp_path: Path):
+    (tmp_path / "node.json").write_text(json.dumps(WORKER))
+    done = node_command("deploy", "--config", str(tmp_path / "node.json"))
+    assert done.returncode == 2
+    assert done.stderr == "node.json has no serve_config; only the head has one: run this there\n"
