@@ -21,7 +21,7 @@ def test_module_plans_what_it_promises_and_refuses_mistakes(module, sources, env
         said = terraform.run("test", "-no-color", timeout_s=200)
     passed = COUNT.search(said)
     assert passed is not None and int(passed[1]) > 0, said
-    report.note(f"terraform test {module.name}", passed[0])
+    report.note(f"runs of {module.name}", passed[0])
 
 
 def test_every_validation_has_a_run_that_trips_it():

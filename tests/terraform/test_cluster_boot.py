@@ -16,10 +16,10 @@ from tests.terraform.harness.lab import Lab
 from tests.terraform.harness.lan import METADATA_ADDRESS
 from tests.terraform.harness.load_balancer import LoadBalancer
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
-BOOT_LIMIT_S = 240.0
-REPLACE_LIMIT_S = 120.0
+BOOT_LIMIT_S = 300.0
+REPLACE_LIMIT_S = 240.0
 DEAD_S = 10.0
 QUESTION = "What is the capital of France?"
 NUM_WARM_UP = 20

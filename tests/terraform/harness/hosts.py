@@ -19,8 +19,8 @@ from tests.terraform.harness.terraform_cli import ROOT
 
 PYTHON = ROOT / ".venv" / "bin" / "python"
 """The interpreter of the hosts: the one that serves on this machine too."""
-OWN_FOLDERS = ("/tmp", "/var/log", "/var/lib/eagleray", "/etc/eagleray")
-"""What a host writes to and finds again after it was off."""
+OWN_FOLDERS = ("/var/log", "/var/lib/eagleray", "/etc/eagleray", "/tmp")
+"""What a host writes to and finds again after it was off. /tmp last: the disks themselves may lie in it."""
 _SCRIPT = "/var/lib/eagleray/user-data.sh"
 _END_LIMIT_S = 20.0
 _INIT = """
@@ -64,6 +64,7 @@ class Host:
             self._process = subprocess.Popen(
                 ["ip", "netns", "exec", self._network, *unshare]
                 + ["bash", "-c", init, "init", self.name, str(self.disk), *_hidden_by_tmp()],
+                cwd="/",
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
