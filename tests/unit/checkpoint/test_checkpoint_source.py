@@ -76,3 +76,8 @@ def test_path_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=words):
             open_checkpoint(tmp_path / path)
+
+
+def test_a_model_in_s3_names_the_command_that_fetches_it():
+    with pytest.raises(CheckpointError, match="python -m cluster.weights fetch s3://models/llama"):
+        resolve_checkpoint("s3://models/llama")

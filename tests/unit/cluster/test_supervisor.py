@@ -166,7 +166,9 @@ def test_a_model_that_cannot_work_is_refused_before_any_rank_is_placed():
 
 def test_a_restart_does_not_check_the_model_again():
     checks, first, second = [], FakeEngine(), FakeEngine()
-    with supervised(FakeStarts(first, second), check=lambda config, on_progress: checks.append(config) or CheckedModel(8192)) as (
+    with supervised(
+        FakeStarts(first, second), check=lambda config, on_progress: checks.append(config) or CheckedModel(8192)
+    ) as (
         supervisor,
         changes,
     ):
@@ -174,6 +176,21 @@ def test_a_restart_does_not_check_the_model_again():
         first.breaks(RankDied("rank 1 died"))
         changes.wait_for(lambda: supervisor.snapshot().engine is second)
         assert len(checks) == 1
+
+
+def test_a_fetch_that_broke_off_is_tried_again_and_pins_the_version_it_found():
+    answers = [ReplicaFailed("S3 is away"), CheckedModel(8192, "version-1")]
+
+    def check(config, on_progress):
+        answer = answers.pop(0)
+        if isinstance(answer, ReplicaFailed):
+            raise answer
+        return answer
+
+    with supervised(FakeStarts(FakeEngine()), check=check) as (supervisor, changes):
+        changes.wait_for(state_is(supervisor, "ready"))
+        assert supervisor.snapshot().revision == "version-1"
+        assert supervisor.snapshot().generation == 1
 
 
 def test_no_room_for_the_ranks_is_a_startup_error():

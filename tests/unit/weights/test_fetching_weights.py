@@ -1,10 +1,12 @@
 import threading
+from pathlib import Path
 
 import pytest
 
 from cluster.weights import fetch
+from cluster.weights.__main__ import main
 from cluster.weights.partial import journal_of
-from core.errors import CheckpointError, ReplicaFailed
+from core.errors import CheckpointError, NotReady, ReplicaFailed
 
 URI = "s3://models/llama"
 BIG = "models/llama/model.safetensors"
@@ -90,7 +92,7 @@ def test_after_a_crash_only_the_parts_that_are_missing_are_fetched(s3, files, we
             first.close()
 
     s3.bytes_per_s = 1e6
-    with pytest.raises(Exception):  # noqa: B017  the fetch stops wherever it is
+    with pytest.raises(NotReady):
         first.locate(URI, None, stop_in_the_middle)
     (partial,) = (weights.folder / "partial").glob("*/model.safetensors")
     num_noted = len(journal_of(partial).read_text().splitlines()) - 1
@@ -124,6 +126,15 @@ def test_ranks_refuse_a_version_that_their_leader_has_not_seen(s3, files, tmp_pa
     elsewhere = files(cache=str(tmp_path / "other-machine"))
     with pytest.raises(CheckpointError, match="overwritten"):
         elsewhere.locate(URI, located.revision, silent)
+
+
+def test_the_command_prints_the_path(s3, tmp_path, capsys):
+    assert main(["fetch", URI, "--cache", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert (Path(said.out.strip()) / "model.safetensors").exists()
+    assert "100 %" in said.err
+    assert main(["fetch", "s3://models/nothing", "--cache", str(tmp_path)]) == 2
+    assert "nothing is stored there" in capsys.readouterr().err
 
 
 def test_progress_reaches_its_total(s3, files):
