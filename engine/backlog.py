@@ -17,6 +17,8 @@ from core.errors import QueueFull
 from engine.config import SchedulerConfig
 from engine.estimates import Estimates
 from engine.request import GenerationRequest
+from engine.request_timings import RequestTimings
+from engine.stopwatch import Shortage, Stopwatch
 
 MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
@@ -39,6 +41,11 @@ class Claim:
     """Of the uncached ones; 0 while it waits."""
     has_run: bool = False
     """Whether it has had a row, and so waited for other reasons than its age tells."""
+    stopwatch: Stopwatch = field(init=False)
+    """Where its time goes: its phases are those of the claim."""
+
+    def __post_init__(self) -> None:
+        self.stopwatch = Stopwatch(self.accepted_s)
 
 
 @dataclass(slots=True)
@@ -100,6 +107,7 @@ class Backlog:
         self._clock = clock
         self.has_free_blocks = True
         """Whether requests wait for rows alone; false while they wait for KV blocks."""
+        self._kv_shortage = Shortage(clock)
         self._config = config
         self._lock = threading.Lock()
         self._waiting = Work()
@@ -144,6 +152,15 @@ class Backlog:
             )
         return wait
 
+    def note_blocks(self, has_free_blocks: bool) -> None:
+        """The first in the queue lacks KV blocks from now on, or does not."""
+        self.has_free_blocks = has_free_blocks
+        self._kv_shortage.note(is_short=not has_free_blocks)
+
+    def timings(self, claim: Claim) -> RequestTimings:
+        """Return where the request's time went so far."""
+        return claim.stopwatch.read(self._clock.now_s())
+
     def full(self, message: str) -> QueueFull:
         """Return a refusal that says when to come back."""
         wait_s = self.wait_s()
@@ -170,6 +187,7 @@ class Backlog:
             accepted_s=self._clock.now_s(),
             predicted_wait_s=wait.computed_s,
         )
+        claim.stopwatch.queue(claim.accepted_s, self._kv_shortage.total_s())
         with self._lock:
             self._add_waiting(claim)
         return claim
@@ -182,6 +200,7 @@ class Backlog:
             claim.state, claim.has_run = "prefilling", True
             self._num_running += 1
             self._num_prefill_tokens += claim.num_uncached_tokens
+        claim.stopwatch.start(self._clock.now_s(), self._kv_shortage.total_s(), num_tokens, num_cached_tokens)
         self.estimates.note_start(num_tokens, num_cached_tokens)
 
     def advance(self, claim: Claim, num_tokens: int) -> None:
@@ -195,10 +214,12 @@ class Backlog:
         with self._lock:
             self._num_prefill_tokens -= claim.num_uncached_tokens - claim.num_prefilled_tokens
             claim.state = "decoding"
+        now_s = self._clock.now_s()
+        claim.stopwatch.first_token(now_s)
         predicted_s, claim.predicted_wait_s = claim.predicted_wait_s, None
         if predicted_s is not None:
             own_s = self.estimates.work_s(claim.num_uncached_tokens, 0, 1) or 0.0
-            self.estimates.note_wait(predicted_s, max(0.0, self._clock.now_s() - claim.accepted_s - own_s))
+            self.estimates.note_wait(predicted_s, max(0.0, now_s - claim.accepted_s - own_s))
 
     def put_back(self, claim: Claim) -> None:
         """The request has lost its row and waits again; what it had computed may have to be computed anew."""
@@ -207,6 +228,7 @@ class Backlog:
             claim.state = "waiting"
             claim.predicted_wait_s = None
             self._add_waiting(claim)
+        claim.stopwatch.queue(self._clock.now_s(), self._kv_shortage.total_s())
 
     def leave(self, claim: Claim) -> None:
         """The request has ended."""

@@ -88,9 +88,7 @@ class Engine:
         self._outbox = Outbox()
         self._estimates = Estimates()
         self._backlog = Backlog(limits, self._estimates, self._clock)
-        self._scheduler = Scheduler(
-            limits, self._pool, prefix_cache, cache.block_size, self._outbox, self._backlog, self._clock
-        )
+        self._scheduler = Scheduler(limits, self._pool, prefix_cache, cache.block_size, self._outbox, self._backlog)
         admission = Admission(spec, self.max_model_len, num_blocks, cache.block_size)
         self._intake = Intake(admission, self._backlog, limits, prefix_cache, self._clock)
         self._step_costs = StepCostModel()

@@ -77,7 +77,6 @@ class Intake:
                 sink,
                 packed_tokens=packed_tokens,
                 arrival=next(self._arrivals),
-                accepted_s=now_s,
                 due_s=self._due_s(request, now_s),
                 deadline_at_s=deadline_at_s,
                 latest_start_s=self._latest_start_s(request, num_left, deadline_at_s),

@@ -3,7 +3,6 @@
 from engine.backlog import Claim
 from engine.prefix_cache import BlockHasher
 from engine.request import EventSink, GenerationRequest
-from engine.stopwatch import Stopwatch
 from engine.token_log import TokenLog
 from parallel.plan import RowStart, unpack_integers
 
@@ -28,7 +27,6 @@ class LiveRequest:
         "sink",
         "stay",
         "stop_ids",
-        "stopwatch",
     )
 
     def __init__(
@@ -38,7 +36,6 @@ class LiveRequest:
         *,
         packed_tokens: bytes,
         arrival: int,
-        accepted_s: float,
         due_s: float,
         deadline_at_s: float | None,
         latest_start_s: float | None,
@@ -70,8 +67,6 @@ class LiveRequest:
         """Prompt tokens found in the prefix cache when the request first ran; None before that and once reported."""
         self.stay: RowStay | None = None
         """Its place on the ranks; None while it waits."""
-        self.stopwatch = Stopwatch(accepted_s)
-        """Where its time goes."""
         self.is_ended = False
         """Whether its terminal event was made."""
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.clock import Clock
 from core.errors import EaglerayError, ErrorInfo, ReplicaFailed
 from engine.agenda import Agenda
 from engine.backlog import Backlog
@@ -28,10 +27,8 @@ from engine.live_request import LiveRequest, RowStay
 from engine.outbox import Outbox
 from engine.prefix_cache import PrefixCache
 from engine.request import FinishReason
-from engine.request_timings import RequestTimings
 from engine.step_writer import ScheduledStep, StepWriter
 from engine.stop_tokens import StopTokens
-from engine.stopwatch import Shortage
 from engine.token_log import TokenLog
 from engine.waiting_queue import WaitingQueue
 from parallel.plan import RowToken, StepPlan, StepResult, unpack_integers
@@ -68,7 +65,6 @@ class Scheduler:
         block_size: int,
         outbox: Outbox,
         backlog: Backlog,
-        clock: Clock,
     ) -> None:
         self.counters = SchedulerCounters()
         self.running: list[RowStay] = []
@@ -85,8 +81,6 @@ class Scheduler:
         self._stop_tokens = StopTokens()
         self._outbox = outbox
         self._backlog = backlog
-        self._clock = clock
-        self._kv_shortage = Shortage(clock)
         self._writer = StepWriter(config.max_running)
         self._log = TokenLog(block_size + _LOG_SLACK, config.max_running)
         self._agenda = Agenda(block_size)
@@ -99,7 +93,6 @@ class Scheduler:
 
     def add(self, live: LiveRequest) -> None:
         """Queue a request. It must be able to fit an otherwise empty pool."""
-        live.stopwatch.queue(self._clock.now_s(), self._kv_shortage.total_s())
         self._waiting.push(live)
         self._deadlines.add(live)
 
@@ -177,21 +170,17 @@ class Scheduler:
 
     def _admit(self) -> None:
         if self._waiting.peek() is None:
-            self._note_blocks(has_free_blocks=True)
+            self._backlog.note_blocks(has_free_blocks=True)
             return
         # So that a request finds the prefix that another one has just computed.
         self.publish()
         while self._budget > 0 and self._writer.has_free_row and (live := self._waiting.peek()) is not None:
             blocks = self._find_blocks(live)
-            self._note_blocks(has_free_blocks=blocks is not None)
+            self._backlog.note_blocks(has_free_blocks=blocks is not None)
             if blocks is None:
                 return
             self._waiting.pop()
             self._start(live, *blocks)
-
-    def _note_blocks(self, has_free_blocks: bool) -> None:
-        self._backlog.has_free_blocks = has_free_blocks
-        self._kv_shortage.note(is_short=not has_free_blocks)
 
     @property
     def _budget(self) -> int:
@@ -229,8 +218,6 @@ class Scheduler:
             self.counters.num_cached_prompt_tokens += live.num_cached_tokens
             self._waiting.charge(live, num_prompt - live.num_cached_tokens, live.claim.num_output_tokens)
         self._backlog.start(live.claim, live.num_tokens, stay.num_computed_tokens)
-        now_s, kv_wait_s = self._clock.now_s(), self._kv_shortage.total_s()
-        live.stopwatch.start(now_s, kv_wait_s, live.num_tokens, stay.num_computed_tokens)
         self.num_computed_tokens += stay.num_computed_tokens
         self._stop_tokens.add(live.stop_ids)
         insort(self.running, stay, key=_order)
@@ -251,7 +238,6 @@ class Scheduler:
         self._publish(stay)
         self._leave_row(stay)
         self._backlog.put_back(stay.live.claim)
-        stay.live.stopwatch.queue(self._clock.now_s(), self._kv_shortage.total_s())
         self._waiting.push(stay.live)
         self.counters.num_preemptions += 1
 
@@ -321,7 +307,6 @@ class Scheduler:
             self._backlog.advance(stay.live.claim, num_tokens)
             if token_id is not None:
                 self._backlog.end_prefill(stay.live.claim)
-                stay.live.stopwatch.first_token(self._clock.now_s())
                 self._take_token(stay, remarks.get(stay.row) or RowToken(stay.row, token_id))
 
     def _take_token(self, stay: RowStay, token: RowToken) -> None:
@@ -341,7 +326,7 @@ class Scheduler:
             if is_last:
                 _note_length(live, self._backlog)
                 self._leave(live)
-            timings = self._timings(live) if is_last or live.stopwatch.has_news else None
+            timings = self._backlog.timings(live.claim) if is_last or live.claim.stopwatch.has_news else None
             self._outbox.put_token(live, token, "length" if is_last else None, timings)
 
     def _end(
@@ -353,10 +338,7 @@ class Scheduler:
     ) -> None:
         """End a request with a terminal event that has no token."""
         self._leave(live)
-        self._outbox.put_end(live, finish_reason, error, stop_token_id, self._timings(live))
-
-    def _timings(self, live: LiveRequest) -> RequestTimings:
-        return live.stopwatch.read(self._clock.now_s())
+        self._outbox.put_end(live, finish_reason, error, stop_token_id, self._backlog.timings(live.claim))
 
     def _leave(self, live: LiveRequest) -> None:
         """Take an ending request off its row or out of the queue."""

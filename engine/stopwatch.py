@@ -37,7 +37,7 @@ class Stopwatch:
         """The request has a row; `kv_wait_s` is that total now."""
         self._lap(now_s)
         stay = self._stays[-1]
-        stay.kv_wait_s += min(kv_wait_s - self._kv_wait_before_s, stay.queued_s)
+        stay.kv_wait_s += max(0.0, min(kv_wait_s - self._kv_wait_before_s, stay.queued_s))
         stay.num_tokens, stay.num_cached_tokens = num_tokens, num_cached_tokens
         self._phase = "prefill"
 
@@ -81,4 +81,5 @@ class Shortage:
 
     def total_s(self) -> float:
         """Return how long it has been lacking up to now."""
-        return self._before_s if self._since_s is None else self._before_s + self._clock.now_s() - self._since_s
+        since_s = self._since_s  # once, for another thread may look while this one notes
+        return self._before_s if since_s is None else self._before_s + self._clock.now_s() - since_s

@@ -13,7 +13,6 @@ def make_live(request: GenerationRequest, sink=lambda events: None, *, block_siz
     fields = {
         "packed_tokens": pack_integers(request.token_ids),
         "arrival": arrival,
-        "accepted_s": float(arrival),
         "due_s": float(arrival),
         "deadline_at_s": None,
         "latest_start_s": None,
