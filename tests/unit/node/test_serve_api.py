@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.serve.schema import ServeDeploySchema
 
 from cluster.node.errors import BootFailed, NotYet
 from cluster.node.serve_api import Application, ServeApi, are_same, check_running, deploy_if_changed
+from cluster.node.serve_config import for_cluster
 
 CONFIG = {
     "http_options": {"port": 8000},
@@ -106,6 +108,16 @@ def test_an_application_more_is_a_difference():
     assert are_same({"gateway": state}, CONFIG)
     assert not are_same({"gateway": state, "old": state}, CONFIG)
     assert not are_same({}, CONFIG)
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_config_is_recognised_in_what_serve_makes_of_it(path: Path):
+    config = for_cluster(path.read_text())
+    told = ServeDeploySchema.model_validate(config).model_dump_json(exclude_unset=True)
+    deployed = {a["name"]: Application("RUNNING", "", a) for a in json.loads(told)["applications"]}
+    assert are_same(deployed, config)
+    config["applications"][0]["args"]["models"] = ["another"]
+    assert not are_same(deployed, config)
 
 
 def test_end_of_a_start_is_waited_for(dashboard: Dashboard, api: ServeApi):
