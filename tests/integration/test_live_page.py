@@ -41,6 +41,9 @@ def quick(served):
 @pytest.fixture
 def visit(page):
     """Open a page and fail if anything on it failed, or was asked of another server."""
+    # What the page before still had to say is not this one's fault.
+    page.open("about:blank")
+    page.run("1")
     page.errors.clear()
     page.requested.clear()
     visited: list[str] = []
@@ -130,3 +133,27 @@ def test_where_keys_are_needed_the_page_asks_for_one_keeps_it_in_the_tab_and_sho
         assert page.run("document.querySelectorAll('.said.model .text *').length") == 0
         assert page.run("document.title") == "eagleray"
     page.errors[:] = [error for error in page.errors if "401" not in error]
+
+
+def test_what_several_gateway_copies_kept_is_added_up_and_their_common_load_is_not(page, visit):
+    script = """
+        import("/live/timeline.js").then(({ Timeline }) => {
+          const timeline = new Timeline();
+          const answer = (copy, last, first) => ({
+            copy, scale: { first_s: 1e-4, per_octave: 12 },
+            seconds: Array.from({ length: 20 }, (_, i) => [last - 19 + i, { tiny: [3, 1, 40, 20, 0.5, first, []] }]),
+          });
+          timeline.add(answer("one", 1000, [120, 2]));
+          timeline.add(answer("two", 998, [144, 2]));
+          const { newest, running, output, firstToken } = timeline.series("", 5, 2);
+          const [copies, seen] = [timeline.numCopies, timeline.seen()];
+          return { newest, running, output, firstToken: firstToken[4], copies, seen };
+        })
+    """
+    with http_gateway([ScriptedGroup()]) as url:
+        visit(url)
+        found = page.run(script)
+    assert found["newest"] == 998, "what not every copy has told is not shown yet"
+    assert (found["running"], found["output"]) == ([3] * 5, [20] * 5)
+    assert found["firstToken"] == pytest.approx([0.1024, 0.4096, 0.4096], rel=0.01)
+    assert (found["copies"], found["seen"]) == (2, "one:1000,two:998")

@@ -72,13 +72,13 @@ class Page:
         """Return the visible text of the first element that fits, empty if none does."""
         return self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
 
-    def wait_for(self, script: str, timeout_s: float = 20.0) -> Any:
-        """Return an expression's first true value; fails after `timeout_s`."""
+    def wait_for(self, script: str, timeout_s: float = 20.0) -> None:
+        """Return when an expression is true; fails after `timeout_s`."""
         deadline_s = time.monotonic() + timeout_s
-        while not (value := self.run(script)):
+        # An element would arrive here as an empty object.
+        while not self.run(f"Boolean({script})"):
             assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {script}; errors: {self.errors}"
             time.sleep(0.1)
-        return value
 
     def look(self, width: int, height: int, *, is_dark: bool = False, is_phone: bool = False, scale: float = 1) -> None:
         """Be a screen of this size."""
