@@ -57,13 +57,17 @@ class AutoScaling:
         )
 
     def give_back(self, instance_id: str, *, is_replaced: bool = False) -> None:
-        """End a machine; the group is smaller by one then, or starts another. Raises NotYet."""
-        ask_aws(
-            f"end of instance {instance_id}",
-            lambda: self._client.terminate_instance_in_auto_scaling_group(
-                InstanceId=instance_id, ShouldDecrementDesiredCapacity=not is_replaced
-            ),
-        )
+        """End a machine; the group is smaller by one then, or starts another. No harm if it is gone. Raises NotYet."""
+        try:
+            ask_aws(
+                f"end of instance {instance_id}",
+                lambda: self._client.terminate_instance_in_auto_scaling_group(
+                    InstanceId=instance_id, ShouldDecrementDesiredCapacity=not is_replaced
+                ),
+            )
+        except NotYet as error:
+            if "Instance Id not found" not in str(error):
+                raise
 
     def complete(self, group: str, hook: str, token: str, instance_id: str) -> None:
         """Let a machine go that a lifecycle hook holds; no harm if nothing holds it any more. Raises NotYet."""

@@ -2,6 +2,7 @@
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from moto import mock_aws
 
 from cluster.node.autoscaling_groups import AutoScaling
@@ -103,3 +104,15 @@ def test_a_group_that_aws_does_not_have_is_named():
         loop = loop_of(boto3.client("autoscaling", region_name="us-east-1"), FakeCluster(), FakeClock())
         with pytest.raises(NotYet, match="asg-gpu does not exist"):
             loop.step()
+
+
+class Client:
+    def terminate_instance_in_auto_scaling_group(self, **fields):
+        message = "Instance Id not found - No managed instance found for instance ID: i-1"
+        raise ClientError(
+            {"Error": {"Code": "ValidationError", "Message": message}}, "TerminateInstanceInAutoScalingGroup"
+        )
+
+
+def test_a_machine_that_is_gone_already_holds_up_nothing():
+    AutoScaling(Client()).give_back("i-1")
