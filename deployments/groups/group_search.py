@@ -108,8 +108,10 @@ class GroupSearch:
                 self._counts[model].num_held += 1
             pause_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
             held_from_s = self._clock.now_s()
-            await self._wait(model, is_new, patience_s, pause_s * (0.5 + self._random.random()))
-            search.hold(held_from_s, self._clock.now_s())
+            try:
+                await self._wait(model, is_new, patience_s, pause_s * (0.5 + self._random.random()))
+            finally:
+                search.hold(held_from_s, self._clock.now_s())
 
     def _with_time_left(self, request: GenerationRequest, expires_s: float) -> GenerationRequest:
         if request.deadline_s is None:
