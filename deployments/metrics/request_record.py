@@ -27,10 +27,14 @@ class MeasuredChoice(Protocol):
     token_gaps: Distribution | None
     """Takes the time between each two of its tokens."""
     first_token_at_s: float | None
-    finish_reason: str | None
     num_cached_tokens: int
     timings: RequestTimings | None
     """As the last group told them; of a request that was left early, those up to its first token."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why it ended, if it did by itself."""
+        ...
 
     @property
     def num_prompt_tokens(self) -> int:
