@@ -1,6 +1,7 @@
 """Red when the live page breaks in a real browser: scripts fail, numbers stand still, answers do not come."""
 
 import hashlib
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -65,25 +66,38 @@ def ask(page, text: str, **settings: object) -> None:
     page.run("document.getElementById('ask').requestSubmit()")
 
 
+def text_lengths_until_the_end(page) -> set[int]:
+    """Return how long the answer was whenever it was looked at."""
+    lengths = {0}
+    deadline_s = time.monotonic() + 60
+    while not page.run("document.querySelector('.timebar, .said .problem') !== null"):
+        assert time.monotonic() < deadline_s, page.text("#talk")
+        lengths.add(len(page.text(".said.model .text")))
+        time.sleep(0.05)
+    return lengths
+
+
 def test_numbers_move_under_load_and_an_answer_streams_and_says_where_its_time_went(quick, page, visit):
     visit(quick.url)
     page.wait_for("document.querySelector('td.state')?.dataset.state === 'ready'")
     process = page.text("td.ranks")
     assert any(str(pid) in process for pid in quick.processes("ray::RankActor"))
 
-    client = quick.client()
+    client, is_seen = quick.client(), threading.Event()
+
+    def work(number: int) -> None:
+        while not is_seen.is_set():
+            client.completions.create(model=MODEL, prompt=f"Count to {number}:", max_tokens=60)
+
     with ThreadPoolExecutor(4) as threads:
-        load = [
-            threads.submit(client.completions.create, model=MODEL, prompt=f"Count to {number}:", max_tokens=120)
-            for number in range(4)
-        ]
-        page.wait_for(f"!['0', '–'].includes({TOKENS_OUT})", 30)
-        page.wait_for("Number(document.querySelector('td.running').innerText) > 0", 30)
-        ask(page, "What is the capital of France?", temperature=0, max_tokens=60, seed=1)
-        lengths = {0}
-        while not page.run("document.querySelector('.timebar, .said .problem') !== null"):
-            lengths.add(len(page.text(".said.model .text")))
-            time.sleep(0.05)
+        load = [threads.submit(work, number) for number in range(4)]
+        try:
+            page.wait_for(f"!['0', '–'].includes({TOKENS_OUT})", 30)
+            page.wait_for("Number(document.querySelector('td.running').innerText) > 0", 30)
+            ask(page, "What is the capital of France?", temperature=0, max_tokens=60, seed=1)
+            lengths = text_lengths_until_the_end(page)
+        finally:
+            is_seen.set()
         for each in load:
             each.result(timeout=60)
     assert "Paris" in page.text(".said.model .text")
