@@ -11,7 +11,9 @@ from tests.support.fake_group import TIMEOUT_S, Changes, FakeEngine, FakeRankSou
 def test_in_place_restarts_are_counted_by_what_broke_and_the_end_is_none():
     engines, changes = [FakeEngine() for _ in range(3)], Changes()
     starts = FakeStarts(*engines, CheckpointError("the file is gone"))
-    supervisor = Supervisor(group_config(), lambda config, on_progress: CheckedModel(8192), FakeRankSource(), starts, FakeClock(), changes)
+    supervisor = Supervisor(
+        group_config(), lambda config, on_progress: CheckedModel(8192), FakeRankSource(), starts, FakeClock(), changes
+    )
     thread = threading.Thread(target=supervisor.run)
     thread.start()
     try:
