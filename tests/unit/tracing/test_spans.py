@@ -20,7 +20,7 @@ from tests.support.fake_ranks import FakeRankPool
 from tests.support.gateways import serving
 from tests.support.spans import CLIENT_SPAN_ID, TRACE_ID, SpanSeen, SpanTree, traceparent
 
-SECRET = "the launch code is 4711"
+SECRET = "the launch code is zebra"
 
 
 class Recorder:
@@ -219,7 +219,7 @@ def test_no_word_of_prompt_answer_or_request_is_in_any_span(run, recorder, fault
         assert len(recorder.raw) >= 2
         exported = json.dumps([json.loads(span.to_json()) for span in recorder.raw])
         assert "launch" not in exported
-        assert "4711" not in exported
+        assert "zebra" not in exported
 
     run(main())
 
