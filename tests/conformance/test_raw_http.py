@@ -116,7 +116,7 @@ def test_a_client_that_does_not_read_loses_its_stream_and_its_blocks_and_nobody_
         assert load.num_free_blocks + load.num_cached_blocks == load.num_blocks
         # By itself its last token would have come after 190 steps.
         assert SLOW_CLIENT_S <= waited_s < 190 * 0.02
-        status = 'status="slow_client"} 1.0'
+        status = 'status="slow_client",gateway="gateway"} 1.0'
         assert status in httpx.get(f"{url}/metrics").text
     group.close()
 
