@@ -21,6 +21,8 @@ from benchmarks.report import ROOT
 from benchmarks.serve_process import free_port
 
 START_TIMEOUT_S = 120.0
+_STARTED = "Ray runtime started"
+"""What `ray start` prints when its node counts as a member. It gives up after 30 s, so nodes start one by one."""
 _BIN = Path(sys.executable).parent
 
 
@@ -76,6 +78,7 @@ def ray_head(plan: NodePlan, folder: Path) -> Iterator[RayNode]:
     with _node(plan, options, folder / f"{plan.host}.log", environment) as (process, log):
         node = RayNode(address, f"http://127.0.0.1:{dashboard_port}", environment, process, log)
         _wait(node, f"port {port}", lambda: socket.create_connection((plan.host, port), timeout=1))
+        _wait_until_started(node)
         if plan.has_dashboard:
             _wait(node, "the dashboard", lambda: _open_any(f"{node.dashboard_url}/api/version"))
         yield node
@@ -83,10 +86,12 @@ def ray_head(plan: NodePlan, folder: Path) -> Iterator[RayNode]:
 
 @contextlib.contextmanager
 def ray_worker(plan: NodePlan, head: RayNode, folder: Path) -> Iterator[RayNode]:
-    """Start another node of a cluster and return before it has joined; no process of it is left afterwards."""
+    """Start another node of a cluster; no process of it is left when the block ends. Raises SystemExit."""
     options = [f"--address={head.address}", f"--dashboard-agent-listen-port={free_port()}"]
     with _node(plan, options, folder / f"{plan.host}.log", head.environment) as (process, log):
-        yield RayNode(head.address, head.dashboard_url, head.environment, process, log)
+        node = RayNode(head.address, head.dashboard_url, head.environment, process, log)
+        _wait_until_started(node)
+        yield node
 
 
 def serve_deploy(head: RayNode, config: Path) -> None:
@@ -146,6 +151,16 @@ def _node(
         )
     with family_ended(process) as root:
         yield root, log_path
+
+
+def _wait_until_started(node: RayNode) -> None:
+    """Return once the node is a member of its cluster. Raises SystemExit."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s and node.process.is_running():
+        if _STARTED in node.log.read_text(encoding="utf-8", errors="replace"):
+            return
+        time.sleep(0.2)
+    raise SystemExit(f"a Ray node did not start:\n{node.last_words()}")
 
 
 def _wait(node: RayNode, what: str, ask: Callable[[], contextlib.AbstractContextManager[object]]) -> None:
