@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from cluster.node.background import Background
 from cluster.node.cluster_token import fetch_token, keep_token
 from cluster.node.commands import Commands
-from cluster.node.config import NodeConfig, RocksdbStore
+from cluster.node.config import START_LABEL, NodeConfig, RocksdbStore
 from cluster.node.devices import check_efa, check_gpus
 from cluster.node.disks import Mount
 from cluster.node.errors import BootFailed, NotYet, StopRequested
@@ -176,17 +176,17 @@ class Boot:
             self._patience.until(lambda: check_efa(commands), _DEVICE_LIMIT_S)
 
     def _join(self, identity: Identity) -> RayProcess:
-        command = ray_command(self._config, identity, find_ray())
+        executable = find_ray()
         environment = ray_environment(self._config, self._machine.folders.state)
 
-        def start() -> RayProcess:
+        def start(start_id: str) -> RayProcess:
             if not self._config.is_head:
                 check_reachable(self._config.head_address, GCS_PORT)
-            return self._machine.start_ray(command, environment)
+            return self._machine.start_ray(ray_command(self._config, identity, start_id, executable), environment)
 
-        def check_member() -> None:
+        def check_member(start_id: str) -> None:
             members = ask_members(self._machine.commands, gcs_address(self._config))
-            if not any(member.is_alive and member.instance_id == identity.instance_id for member in members):
+            if not any(member.is_alive and member.labels.get(START_LABEL) == start_id for member in members):
                 raise NotYet(f"the cluster does not count {identity.instance_id} as alive")
 
         return join_cluster(start, check_member, self._patience)

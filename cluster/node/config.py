@@ -17,6 +17,8 @@ DEFAULT_PATH = Path("/etc/eagleray/node.json")
 
 INSTANCE_LABEL = "eagleray/instance"
 """Ray label of every node: id of its EC2 instance."""
+START_LABEL = "eagleray/start"
+"""Ray label of every node: which start of Ray it is. A store that outlives a head takes former ones for alive."""
 GROUP_LABEL = "eagleray/group"
 """Ray label of every node that takes work: name of its worker group."""
 

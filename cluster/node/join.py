@@ -1,5 +1,6 @@
 """Starting Ray until the cluster counts this machine as alive."""
 
+import secrets
 import socket
 from collections.abc import Callable
 from typing import NamedTuple
@@ -26,20 +27,24 @@ class _RayEnded(Exception):
 
 
 def join_cluster(
-    start: Callable[[], RayProcess],
-    check_member: Callable[[], None],
+    start: Callable[[str], RayProcess],
+    check_member: Callable[[str], None],
     patience: Patience,
     limits: JoinLimits = JoinLimits(),  # noqa: B008 - an immutable value
 ) -> RayProcess:
     """Return this machine's Ray once the cluster counts it as alive; a start that fails is made again.
 
-    `start` and `check_member` raise NotYet. Raises BootFailed, StopRequested; then no Ray is left.
+    `start` and `check_member` are given the id of the start and raise NotYet. Raises BootFailed, StopRequested; then no
+    Ray is left.
     """
 
     def attempt() -> RayProcess:
-        ray = start()
+        start_id = secrets.token_hex(8)
+        ray = start(start_id)
         try:
-            patience.until(lambda: _check_running(ray, check_member), limits.register_s, longest_pause_s=_POLL_S)
+            patience.until(
+                lambda: _check_running(ray, lambda: check_member(start_id)), limits.register_s, longest_pause_s=_POLL_S
+            )
         except BaseException as error:
             ray.stop(_STOP_LIMIT_S)
             if isinstance(error, _RayEnded | BootFailed):

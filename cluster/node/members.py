@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from cluster.node.commands import CommandFailed, Commands
-from cluster.node.config import INSTANCE_LABEL
+from cluster.node.config import INSTANCE_LABEL, START_LABEL
 from cluster.node.errors import NotYet
 
 _TIMEOUT_S = 20.0
@@ -72,5 +72,9 @@ def describe(members: Sequence[Member]) -> str:
 
 
 def _own(member: Member) -> dict[str, str]:
-    """Return the labels that are not Ray's own."""
-    return {name: value for name, value in member.labels.items() if not name.startswith("ray.io/")}
+    """Return the labels that node.json gave."""
+    return {
+        name: value
+        for name, value in member.labels.items()
+        if not name.startswith("ray.io/") and name not in (INSTANCE_LABEL, START_LABEL)
+    }

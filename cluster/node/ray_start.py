@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from cluster.node.config import GROUP_LABEL, INSTANCE_LABEL, NodeConfig, RedisStore, RocksdbStore
+from cluster.node.config import GROUP_LABEL, INSTANCE_LABEL, START_LABEL, NodeConfig, RedisStore, RocksdbStore
 from cluster.node.errors import BootFailed
 from cluster.node.imds import Identity
 from cluster.weights.config import CACHE_VARIABLE
@@ -59,7 +59,7 @@ def _store_environment(config: NodeConfig, state_folder: Path) -> dict[str, str]
     return {}
 
 
-def ray_command(config: NodeConfig, identity: Identity, executable: Path) -> list[str]:
+def ray_command(config: NodeConfig, identity: Identity, start_id: str, executable: Path) -> list[str]:
     """Return the command line that runs Ray on this machine until it is ended."""
     if config.is_head:
         place = ["--head", "--port", str(GCS_PORT)]
@@ -79,13 +79,15 @@ def ray_command(config: NodeConfig, identity: Identity, executable: Path) -> lis
         *work,
         *("--num-gpus", str(config.num_gpus)),
         *("--resources", json.dumps(config.resources)),
-        *("--labels", ",".join(f"{name}={value}" for name, value in node_labels(config, identity).items())),
+        *("--labels", ",".join(f"{name}={value}" for name, value in node_labels(config, identity, start_id).items())),
     ]
 
 
-def node_labels(config: NodeConfig, identity: Identity) -> dict[str, str]:
-    """Return the node's Ray labels: those of node.json, its instance and its group."""
-    ours = {INSTANCE_LABEL: identity.instance_id} | ({GROUP_LABEL: config.group} if config.group else {})
+def node_labels(config: NodeConfig, identity: Identity, start_id: str) -> dict[str, str]:
+    """Return the node's Ray labels: those of node.json, its instance, its start and its group."""
+    ours = {INSTANCE_LABEL: identity.instance_id, START_LABEL: start_id} | (
+        {GROUP_LABEL: config.group} if config.group else {}
+    )
     return config.labels | ours
 
 

@@ -29,7 +29,12 @@ from tests.support.node_machines import (
 TOKEN = "3f2a9c5e7b1d4608a2c4e6f8091b3d5f"
 IDENTITY = Identity("i-0abc", "127.0.0.1")
 GPUS = "".join(f"GPU {number}: NVIDIA H100\n" for number in range(8))
-ALIVE = [Member("a1", "127.0.0.1", True, {}, {"eagleray/instance": "i-0abc"})]
+
+
+def alive(start_id: str) -> str:
+    """What the GCS tells of a cluster with the node of one start."""
+    labels = {"eagleray/instance": "i-0abc", "eagleray/start": start_id}
+    return msgspec.json.encode([Member("a1", "127.0.0.1", True, {}, labels)]).decode()
 
 
 class RecordedGroup:
@@ -51,7 +56,7 @@ class Bench:
             {
                 "lsblk": '{"blockdevices": []}',
                 "nvidia-smi": GPUS,
-                "cluster.node status": msgspec.json.encode(ALIVE).decode(),
+                "cluster.node status": alive("this"),
             }
         )
         self.group = RecordedGroup()
@@ -107,6 +112,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")
     # The head of these tests answers on every port.
     monkeypatch.setattr("cluster.node.boot.check_reachable", lambda host, port: None)
+    monkeypatch.setattr("cluster.node.join.secrets.token_hex", lambda num_bytes: "this")
     with mock_aws(), tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         secrets = boto3.client("secretsmanager", region_name="eu-west-1")
         yield Bench(Path(folder), secrets.create_secret(Name="token", SecretString=TOKEN)["ARN"])
@@ -143,8 +149,9 @@ def test_worker_that_lacks_a_gpu_is_given_back_before_it_starts_ray(bench: Bench
     assert steps(caplog, "boot step failed") == ["devices"]
 
 
-def test_worker_that_the_cluster_does_not_count_is_given_back(bench: Bench):
-    bench.commands.answers["cluster.node status"] = "[]"
+@pytest.mark.parametrize("known", ["[]", alive("former")], ids=["no node", "a former start of this machine"])
+def test_worker_that_the_cluster_does_not_count_is_given_back(bench: Bench, known: str):
+    bench.commands.answers["cluster.node status"] = known
     processes = [FakeRay() for _ in range(20)]
     with pytest.raises(BootFailed, match="does not count i-0abc as alive"):
         bench.boot(WORKER, *processes)

@@ -15,7 +15,7 @@ STATE = Path("/var/lib/eagleray/gcs")
 
 def options(data: dict[str, object]) -> dict[str, str]:
     """The command line as option to value; an option without one has the next option as value."""
-    words = ray_command(NodeConfig.parse(data, "test"), IDENTITY, Path("/opt/eagleray/bin/ray"))
+    words = ray_command(NodeConfig.parse(data, "test"), IDENTITY, "5e1f", Path("/opt/eagleray/bin/ray"))
     assert words[:3] == ["/opt/eagleray/bin/ray", "start", "--block"]
     return dict(zip(words, [*words[1:], ""], strict=True))
 
@@ -51,7 +51,7 @@ def test_worker_joins_the_head_with_what_it_has():
     assert found["--node-ip-address"] == "10.64.0.7"
     assert found["--num-gpus"] == "8"
     assert found["--resources"] == '{"nvlink": 1.0}'
-    assert found["--labels"] == "zone=a,eagleray/instance=i-0abc,eagleray/group=h100"
+    assert found["--labels"] == "zone=a,eagleray/instance=i-0abc,eagleray/start=5e1f,eagleray/group=h100"
     assert not {"--head", "--port", "--dashboard-host", "--include-dashboard"} & found.keys()
 
 
