@@ -116,7 +116,9 @@ def browser_page() -> Iterator[Page]:
         command = [CHROMIUM, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         try:
-            with connect(_page_address(Path(profile), process), max_size=2**26, proxy=None) as socket:
+            address = _page_address(Path(profile), process)
+            # Nobody reads between two calls: neither a full queue nor an unanswered ping is a fault.
+            with connect(address, max_size=2**26, max_queue=None, ping_interval=None, proxy=None) as socket:
                 yield Page(socket)
         finally:
             process.terminate()
