@@ -62,7 +62,7 @@ def test_json_line_is_one_object_with_the_fields():
 
 def test_private_fields_that_a_library_adds_to_every_record_are_left_out():
     stream = structured()
-    logger.info("group ready", extra={"num_blocks": 512, "_ray_timestamp_ns": 1})
+    logger.info("group ready", extra={"num_blocks": 512, "_private_ns": 1})
     assert json.loads(stream.getvalue()).keys() == {"time", "level", "logger", "message", "num_blocks"}
 
 
