@@ -5,17 +5,21 @@ A process of its own, because joining may hang and cannot be given up inside one
 
 import logging
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 import ray
 from ray import serve
 from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.serve.schema import ServeStatus
 from ray.util import placement_group_table
 
 from deployments.doctor.cluster.facts import ApplicationFacts, ClusterFacts, NodeFacts, PlacementFacts
 
+T = TypeVar("T")
+
+_RPC_TIMEOUT_S = 15
 _WAITING = ("PENDING", "RESCHEDULING", "PREPARED")
 
 
@@ -30,10 +34,11 @@ def main(address: str) -> int:
 
 
 def _facts() -> ClusterFacts:
-    status = serve.status()
+    gaps: list[str] = []
+    status = _asked("Serve", serve.status, ServeStatus(), gaps)
     return ClusterFacts(
         ray_version=ray.__version__,
-        nodes=_nodes(),
+        nodes=_nodes(_asked("which nodes drain", _draining, set[str](), gaps)),
         waiting=[_placement(group) for group in placement_group_table().values() if group["state"] in _WAITING],
         applications=[
             ApplicationFacts(
@@ -46,11 +51,21 @@ def _facts() -> ClusterFacts:
         proxies={node: state.value for node, state in status.proxies.items()},
         free={name: float(amount) for name, amount in ray.available_resources().items()},
         total={name: float(amount) for name, amount in ray.cluster_resources().items()},
+        gaps=gaps,
     )
 
 
-def _nodes() -> list[NodeFacts]:
-    draining = _draining()
+def _asked(what: str, ask: Callable[[], T], otherwise: T, gaps: list[str]) -> T:
+    """Return the answer; `otherwise`, and why in `gaps`, if there is none: what else is known is told all the same."""
+    try:
+        return ask()
+    # A boundary as in probing: Ray raises what it likes, and a slow controller must not hide the nodes.
+    except Exception as error:  # noqa: BLE001
+        gaps.append(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return otherwise
+
+
+def _nodes(draining: set[str]) -> list[NodeFacts]:
     return [
         NodeFacts(
             address=node["NodeManagerAddress"],
@@ -65,7 +80,7 @@ def _nodes() -> list[NodeFacts]:
 
 
 def _draining() -> set[str]:
-    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    status = get_cluster_status(ray.get_runtime_context().gcs_address, _RPC_TIMEOUT_S)
     nodes = [*status.active_nodes, *status.idle_nodes]
     return {node.node_id for node in nodes if node.node_status == "DRAINING" and node.node_id}
 

@@ -14,6 +14,8 @@ _MOST_SHOWN = 300
 def check(facts: ClusterFacts) -> Iterator[Finding]:
     """Yield a finding for the nodes, for what waits for room, for each application and for the proxies."""
     yield from _nodes(facts)
+    for gap in facts.gaps:
+        yield warning("ray.gcs", f"cannot be asked: {gap}", "try again; if it stays so, look at logs/gcs_server.out")
     yield from _waiting(facts)
     yield from _applications(facts)
     unwell = {node: state for node, state in facts.proxies.items() if state != "HEALTHY"}
@@ -69,7 +71,7 @@ def _free(facts: ClusterFacts) -> str:
 
 
 def _applications(facts: ClusterFacts) -> Iterator[Finding]:
-    if not facts.applications:
+    if not facts.applications and not any(gap.startswith("Serve:") for gap in facts.gaps):
         yield problem("ray.applications", "Serve has no application", "serve run CONFIG, or serve deploy CONFIG")
     for application in facts.applications:
         said = f"{application.name} is {application.status}"

@@ -45,3 +45,5 @@ class ClusterFacts(msgspec.Struct, frozen=True):
     free: dict[str, float]
     """Resources nobody has reserved."""
     total: dict[str, float]
+    gaps: list[str] = []
+    """What could not be asked, and why."""

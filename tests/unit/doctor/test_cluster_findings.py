@@ -36,11 +36,17 @@ def test_facts_survive_the_way_between_processes():
         ({"applications": []}, ("problem", "ray.applications")),
         ({"applications": [ApplicationFacts("m", "DEPLOYING", "")]}, ("note", "ray.applications")),
         ({"applications": [ApplicationFacts("m", "UNHEALTHY", "it broke")]}, ("problem", "ray.applications")),
+        ({"gaps": ["which nodes drain: RpcError: Deadline Exceeded"]}, ("warning", "ray.gcs")),
         ({"proxies": {"n1": "UNHEALTHY"}}, ("warning", "ray.proxies")),
     ],
 )
 def test_each_fault_is_found(changes, finding):
     assert finding in levels(changed(**changes))
+
+
+def test_a_serve_that_does_not_answer_is_not_taken_for_one_without_applications():
+    findings = changed(applications=[], proxies={}, gaps=["Serve: TimeoutError: no answer"])
+    assert levels(findings) == {("ok", "ray.gcs"), ("warning", "ray.gcs")}
 
 
 def test_what_waits_for_room_is_told_with_what_is_free():
