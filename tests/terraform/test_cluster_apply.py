@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 
+from cluster.node.config import NodeConfig
 from tests.terraform.harness.example_cluster import PLAN, STATE
 from tests.terraform.harness.terraform_cli import Change
 
@@ -20,6 +21,13 @@ def test_every_machine_is_told_the_address_that_the_head_has(cluster):
     head, *workers = cluster.instances()
     assert {one.node["head_address"] for one in [head, *workers]} == {head.address}
     assert cluster.terraform.outputs()["head_private_ip"] == head.address
+
+
+def test_every_machine_understands_what_it_is_told(cluster):
+    for one in cluster.instances():
+        config = NodeConfig.parse(one.node, one.instance_id)
+        assert config.is_head == (config.num_gpus == 0)
+        assert config.efa == (not config.is_head)
 
 
 def test_machines_boot_what_the_plan_rendered(cluster):
