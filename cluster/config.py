@@ -35,7 +35,8 @@ class RestartConfig(Config):
     stable_after_s: float = Field(default=60.0, ge=0)
     """A generation that served this long ends the row. The second failure in a row replaces every rank."""
     frozen_after_s: float = Field(default=2.0, ge=0.5, le=3600)
-    """A rank counts as dead after so many seconds without a sign of life. Raise it to look at one in a debugger."""
+    """A rank counts as dead after so many seconds without a sign of life, twice as many on another machine than the
+    leader's, where a link may fail for a moment. Raise it to look at a rank in a debugger."""
     warm_spares: Literal[0, 1] = 0
     """1 keeps a process ready to take a dead rank's place, its imports done; of a model of one rank it holds the
     weights too, if there is memory for them. It costs about 0.3 GB (or as much as a rank), the resources of one more

@@ -19,6 +19,7 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from core.errors import InvalidConfig
 from deployments.applications import OnlyRayCan, deploy, read_config
+from deployments.tracing.exporter import proxy_environment
 
 EXIT_FAILED = 2
 _POLL_S = 1.0
@@ -39,6 +40,7 @@ def main(config_path: str) -> int:
         if "RAY_ADDRESS" not in os.environ:
             # Ray's default of 15 lets anything else on the machine come first, and a worker may not lower it.
             os.environ.setdefault("RAY_worker_niceness", "0")
+            os.environ.update(proxy_environment(config.tracing_config))
             ray.init(address="local", namespace="serve", include_dashboard=False)
         _deploy(config, config_path)
         return _watch(parent)

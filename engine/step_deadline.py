@@ -8,11 +8,12 @@ _MIN_SAMPLES = 128
 """Fewer steps of a size say nothing about its slowest percent."""
 _RECOMPUTE_EVERY = 64
 _SLACK = 20.0
-_FLOOR_S = 2.0
+_FLOOR_S = 4.0
+"""A second without a link delays a step by more than that; frozen ranks are found by their pulses, sooner."""
 
 
 class StepDeadline:
-    """`max(2 s, 20 x p99)` of recent steps of about the same number of tokens, never more than the configured limit.
+    """`max(4 s, 20 x p99)` of recent steps of about the same number of tokens, never more than the configured limit.
 
     Steps are compared within powers of two of their token count, because a prefill step may take a hundred times as
     long as a decode step. Sizes seldom seen keep the configured limit.

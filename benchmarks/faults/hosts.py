@@ -42,7 +42,7 @@ LENGTHS = Lengths(least_prompt=16, most_prompt=128, least_output=60, most_output
 HEAD = 0
 PORT = 8000
 RECOVERY_TIMEOUT_S = 180.0
-STEP_TIMEOUT_S = 3.0
+STEP_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -47,6 +48,8 @@ class Fetch:
         self._num_streams = num_streams
         self._on_bytes = on_bytes
         self._stop = stop
+        # Of this fetch alone: whoever tries again after a failure hands in the same `stop`.
+        self._has_failed = threading.Event()
         self._lock = threading.Lock()
         # Guarded by the lock: bytes that are there, and of which file the last ones were.
         self._num_done = 0
@@ -67,7 +70,7 @@ class Fetch:
                 arrivals = [Arrival(*pair) for pair in zip(transfers, known, strict=True)]
                 self._results([pool.submit(self._fetch, *work) for arrival in arrivals for work in arrival.work()])
             except BaseException:
-                self._stop.set()
+                self._has_failed.set()
                 raise
 
     def _checksum_of(self, transfer: Transfer) -> Callable[[], Checksum | None]:
@@ -88,7 +91,7 @@ class Fetch:
         try:
             with self._store.read(arrival.transfer.file.stored, part.start, part.end) as stream:
                 while offset < part.end:
-                    if self._stop.is_set():
+                    if self._is_over():
                         raise Stopped
                     taken = stream.readinto(buffer[: part.end - offset])
                     if taken == 0:
@@ -108,9 +111,19 @@ class Fetch:
                 return call()
             except TransferBroken as error:
                 logger.warning("fetch interrupted", extra={"error": error.message, "pause_s": pause_s})
-            if self._stop.wait(pause_s):
-                raise Stopped
+            self._pause(pause_s)
         return call()
+
+    def _pause(self, seconds: float) -> None:
+        """Wait; raises Stopped as soon as that has no use any more."""
+        until_s = time.monotonic() + seconds
+        while not self._is_over() and (left_s := until_s - time.monotonic()) > 0:
+            self._stop.wait(min(left_s, _REPORT_INTERVAL_S))
+        if self._is_over():
+            raise Stopped
+
+    def _is_over(self) -> bool:
+        return self._stop.is_set() or self._has_failed.is_set()
 
     def _advance(self, num_bytes: int, name: str) -> None:
         with self._lock:

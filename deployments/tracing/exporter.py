@@ -16,6 +16,7 @@ from core.errors import StartupError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
+    from ray.serve.schema import TracingConfig
 
 EXPORTER = "deployments.tracing.exporter:span_processors"
 """What `exporter_import_path` is to be."""
@@ -38,6 +39,20 @@ def require_exporter() -> None:
             f"tracing_config is on, and the Python package {_PACKAGE} is not installed here; "
             "pip install 'eagleray[tracing]' on every node, or remove tracing_config"
         )
+
+
+def proxy_environment(tracing: "TracingConfig | None") -> dict[str, str]:
+    """Return variables with which Serve's proxies trace as `tracing` says; Ray's processes must start with them.
+
+    Serve 2.60 hands its `tracing_config` to replicas only. Without spans of the proxy there are none of Serve's at all,
+    and the gateway's hang directly under the client's.
+    """
+    if tracing is None or not tracing.enabled:
+        return {}
+    return {
+        "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": tracing.exporter_import_path,
+        "RAY_SERVE_TRACING_SAMPLING_RATIO": str(tracing.sampling_ratio),
+    }
 
 
 def span_processors() -> "list[SpanProcessor]":

@@ -18,6 +18,9 @@ _OWN_PAUSE_S = 0.5
 """A tick that comes later than this by so much means that this process did not run itself."""
 _GIL_PATIENCE = 5.0
 """Times as long that a pulse may be silent which needs the rank's interpreter lock: some calls hold it for seconds."""
+_NETWORK_PATIENCE = 2.0
+"""Times as long that one may be silent which comes from another machine. TCP sends again what a link lost at twice the
+interval each time, so after a second without a link up to another one passes before anything is heard."""
 _READ_BYTES = 65536
 
 _FLAGS = 5
@@ -49,7 +52,10 @@ class _Patient:
         self.sock = pulse.sock
         self.pid = pid
         self.sock.setblocking(False)
-        self.max_silence_s = frozen_after_s * (_GIL_PATIENCE if pulse.needs_gil else 1.0)
+        is_here = pid is not None
+        self.max_silence_s = (
+            frozen_after_s * (_GIL_PATIENCE if pulse.needs_gil else 1.0) * (1.0 if is_here else _NETWORK_PATIENCE)
+        )
         self.last_beat_s = now_s
         self.stacks: str | None = None
         self._frames = FrameBuffer()

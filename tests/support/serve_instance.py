@@ -26,7 +26,7 @@ from deployments import app
 from deployments.config import MODEL_OPTIONS, ModelArgs
 from deployments.gateway.config import GatewayConfig
 from deployments.model_replica import ModelReplica
-from deployments.tracing.exporter import EXPORTER
+from deployments.tracing.exporter import EXPORTER, proxy_environment
 from tests.support.loopback_s3 import LoopbackS3
 from tests.support.otlp_collector import OtlpCollector
 
@@ -80,13 +80,14 @@ class ServeInstance:
         self._weights = tempfile.TemporaryDirectory(prefix="eagleray-weights-")
         self.collector = OtlpCollector()
         """Gets the spans of traced requests."""
-        variables = self.s3.start() | {CACHE_VARIABLE: self._weights.name} | self.collector.environment
+        # Nothing is sampled but what comes with a sampled `traceparent`.
+        tracing = TracingConfig(enabled=True, exporter_import_path=EXPORTER, sampling_ratio=0.0)
+        variables = self.s3.start() | {CACHE_VARIABLE: self._weights.name}
+        variables |= self.collector.environment | proxy_environment(tracing)
         with patch.dict(os.environ, variables):
             # More logical CPUs than there are: reservations are book-keeping, and tests deploy several groups.
             ray.init(address="local", namespace="serve", num_cpus=8, include_dashboard=False, log_to_driver=False)
         options = HTTPOptions(host="127.0.0.1", port=self.port, request_timeout_s=120)
-        # Nothing is sampled but what comes with a sampled `traceparent`.
-        tracing = TracingConfig(enabled=True, exporter_import_path=EXPORTER, sampling_ratio=0.0)
         serve.start(http_options=options, proxy_location=ProxyLocation.HeadOnly, tracing_config=tracing)
         serve.run(app.gateway(GatewayConfig()), name=GATEWAY, route_prefix="/")
 

@@ -226,7 +226,9 @@ def test_prompt_and_max_tokens_together_must_fit():
     assert f"you requested {MAX_MODEL_LEN + 1} tokens (2 in the prompt" in answer.error["message"]
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "/v2"), ("GET", "/v1"), ("POST", CHAT + "/"), ("GET", "//livez")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v2"), ("GET", "/v1"), ("POST", CHAT + "/"), ("GET", "//livez")]
+)
 def test_an_unknown_route_is_a_404_of_our_own(method, path):
     answer = ask(path, b"", method)
     assert (answer.status, answer.error["code"]) == (404, "not_found")

@@ -1,6 +1,7 @@
 """A rank that is frozen is told from one that is busy, and each can say where its threads are."""
 
 import ctypes
+import os
 import queue
 import socket
 import threading
@@ -106,7 +107,7 @@ def test_a_silent_rank_is_frozen_and_one_that_beats_is_not(pair, watch):
     ours, theirs = pair
     ranks, lost = watch(frozen_after_s=0.5)
     ranks.add(0, PulseConnection(ours, needs_gil=False))
-    ranks.add(1, PulseConnection(silent, needs_gil=False))
+    ranks.add(1, PulseConnection(silent, needs_gil=False), os.getpid())
     heart = PythonBeats()
     heart.start(theirs)
     seat, what = lost.get(timeout=TIMEOUT_S)
@@ -119,11 +120,21 @@ def test_a_silent_rank_is_frozen_and_one_that_beats_is_not(pair, watch):
 def test_a_rank_whose_pulse_needs_the_interpreter_lock_is_given_more_time(pair, watch):
     silent, _kept = socket.socketpair()
     ranks, lost = watch(frozen_after_s=0.3)
-    ranks.add(0, PulseConnection(pair[0], needs_gil=True))
-    ranks.add(1, PulseConnection(silent, needs_gil=False))
+    ranks.add(0, PulseConnection(pair[0], needs_gil=True), os.getpid())
+    ranks.add(1, PulseConnection(silent, needs_gil=False), os.getpid())
     assert lost.get(timeout=TIMEOUT_S)[0] == 1
     with pytest.raises(queue.Empty):
         lost.get(timeout=0.3)
+
+
+def test_a_rank_of_another_machine_is_given_more_time(pair, watch):
+    silent, _kept = socket.socketpair()
+    ranks, lost = watch(frozen_after_s=0.5)
+    ranks.add(0, PulseConnection(pair[0], needs_gil=False))
+    ranks.add(1, PulseConnection(silent, needs_gil=False), os.getpid())
+    assert lost.get(timeout=TIMEOUT_S)[0] == 1
+    with pytest.raises(queue.Empty):
+        lost.get(timeout=0.2)
 
 
 def test_a_leader_that_did_not_run_itself_blames_nobody(pair, watch):

@@ -13,7 +13,7 @@ from ray._common.utils import import_attr
 from core.errors import InvalidConfig
 from deployments.applications import read_config
 from deployments.tracing import request_trail
-from deployments.tracing.exporter import EXPORTER, TracingUnavailable, span_processors
+from deployments.tracing.exporter import EXPORTER, TracingUnavailable, proxy_environment, span_processors
 
 CONFIG = Path("configs/tracing.yaml")
 
@@ -77,3 +77,12 @@ def test_a_gateway_needs_no_opentelemetry_to_serve(monkeypatch):
     for name in ("opentelemetry", "deployments.tracing.serve_tracer"):
         monkeypatch.setitem(sys.modules, name, None)
     assert request_trail.serve_trails()._tracer is None
+
+
+def test_proxies_are_told_of_traces_by_variables_and_of_none_if_there_are_none():
+    tracing = read_config(CONFIG).tracing_config
+    assert proxy_environment(tracing) == {
+        "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": EXPORTER,
+        "RAY_SERVE_TRACING_SAMPLING_RATIO": "1.0",
+    }
+    assert proxy_environment(tracing.model_copy(update={"enabled": False})) == proxy_environment(None) == {}
