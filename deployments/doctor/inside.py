@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -15,8 +15,11 @@ class Reply(NamedTuple):
     """Why there is no output to trust: its last words, or that it did not end; empty if it went well."""
 
 
-def ask(command: Sequence[str], timeout_s: float) -> Reply | None:
-    """Return what a command says; None if there is no such command. It is killed after `timeout_s`."""
+def ask(command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None = None) -> Reply | None:
+    """Return what a command says; None if there is no such command. It is killed after `timeout_s`.
+
+    `environment` None: this process's own.
+    """
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -28,6 +31,7 @@ def ask(command: Sequence[str], timeout_s: float) -> Reply | None:
             errors="replace",
             timeout=timeout_s,
             check=False,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         return Reply("", f"no answer within {timeout_s:g} s")
@@ -45,9 +49,9 @@ def ask_python(script: str, arguments: Sequence[str], timeout_s: float) -> Reply
     return reply
 
 
-def ask_module(module: str, arguments: Sequence[str], timeout_s: float) -> Reply:
+def ask_module(module: str, arguments: Sequence[str], timeout_s: float, environment: Mapping[str, str]) -> Reply:
     """Do the same with a module of ours."""
-    reply = ask([sys.executable, "-m", module, *arguments], timeout_s)
+    reply = ask([sys.executable, "-m", module, *arguments], timeout_s, environment)
     assert reply is not None, "the interpreter that runs this exists"
     return reply
 

@@ -24,8 +24,14 @@ _WAITING = ("PENDING", "RESCHEDULING", "PREPARED")
 
 
 def main(address: str) -> int:
-    """Write the facts to stdout; return 0. Raises what Ray raises."""
-    ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+    """Write the facts to stdout and return 0, or why Ray lets nobody in to stderr and return 1."""
+    try:
+        ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError) as error:
+        # Ray puts a whole traceback into its message; what happened is its last line.
+        causes = [str(part).strip().splitlines()[-1] for part in (error, error.__context__) if str(part).strip()]
+        sys.stderr.write(": ".join(causes) + "\n")
+        return 1
     try:
         sys.stdout.write(msgspec.json.encode(_facts()).decode() + "\n")
     finally:

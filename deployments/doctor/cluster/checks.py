@@ -33,7 +33,10 @@ def check_no_answer(reason: str) -> Iterator[Finding]:
     elif "oken" in reason or "UNAUTHENTICATED" in reason:
         advice = "give this process the cluster's token: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
     else:
-        advice = "is Ray running there, and its GCS port (6379) open to this machine? node.ray_running says what runs"
+        advice = (
+            "is Ray running there, and its GCS port (6379) open to this machine? Ray lets in only programs on a node "
+            "of the cluster: run the doctor there"
+        )
     yield problem("ray.gcs", f"the cluster cannot be asked: {reason}", advice)
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from deployments.doctor.cluster import checks
 from deployments.doctor.cluster.facts import ApplicationFacts, ClusterFacts, NodeFacts, PlacementFacts
+from deployments.doctor.cluster.probes import with_token
 
 NODE = NodeFacts("10.0.0.1", is_alive=True, is_draining=False, why_dead="", gpus=8, cpus=96)
 TOTAL = {"CPU": 96.0, "GPU": 8.0}
@@ -81,3 +82,12 @@ def test_why_a_cluster_cannot_be_asked_decides_what_to_do(reason, advice):
     (finding,) = checks.check_no_answer(reason)
     assert (finding.level, finding.check) == ("problem", "ray.gcs")
     assert advice in finding.advice
+
+
+def test_a_token_that_is_there_is_sent_unless_the_environment_says_otherwise(tmp_path):
+    path = tmp_path / "token"
+    here = {"RAY_AUTH_TOKEN_PATH": str(path)}
+    assert with_token(here) == here
+    path.write_text("secret")
+    assert with_token(here) == here | {"RAY_AUTH_MODE": "token"}
+    assert with_token(here | {"RAY_AUTH_MODE": "disabled"})["RAY_AUTH_MODE"] == "disabled"
