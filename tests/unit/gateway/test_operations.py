@@ -225,10 +225,11 @@ def test_metrics_count_requests_tokens_and_times_and_show_group_load():
             return (await client.get("/metrics")).body.decode()
 
     text = asyncio.run(main())
+    requests = 'eagleray_requests_total{model="%s",operation="text_completion",status="%s",gateway="gateway"} %s'
     for line in (
-        'eagleray_requests_total{model="tiny",operation="text_completion",status="ok",gateway="gateway"} 2.0',
-        'eagleray_requests_total{model="unknown",operation="text_completion",status="invalid_request",gateway="gateway"} 1.0',
-        'eagleray_requests_total{model="unknown",operation="text_completion",status="model_not_found",gateway="gateway"} 1.0',
+        requests % ("tiny", "ok", 2.0),
+        requests % ("unknown", "invalid_request", 1.0),
+        requests % ("unknown", "model_not_found", 1.0),
         'eagleray_requests_open{operation="text_completion",gateway="gateway"} 0.0',
         'eagleray_tokens_total{model="tiny",type="input",gateway="gateway"} 4.0',
         'eagleray_tokens_total{model="tiny",type="cached_input",gateway="gateway"} 2.0',
