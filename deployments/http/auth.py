@@ -12,6 +12,8 @@ from deployments.http.key_ring import KeyRing
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """Load balancers and supervisors have no key."""
+_LOOKS = frozenset({"GET", "HEAD"})
+"""Lists of models, metrics, the live page's feed: they ask nothing of a model, and no key's limits are about them."""
 
 
 class ApiKeyGuard:
@@ -35,6 +37,9 @@ class ApiKeyGuard:
         note_caller(scope, caller)
         if not caller.may_ask(scope["path"]):
             raise Forbidden(f"API key '{caller.name}' does not open {scope['path'][:200]}; its scope or models say so")
+        if scope["method"] in _LOOKS:
+            await self._app(scope, receive, send)
+            return
         with caller.quota.request():
             await self._app(scope, receive, send)
 

@@ -173,6 +173,18 @@ def test_a_key_over_its_requests_gets_a_429_that_says_when_to_come_back():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/live/feed"])
+def test_looks_count_against_no_limit(path):
+    async def main():
+        config = config_of(key_of("acme", ACME, requests_per_minute=1))
+        async with serving(ScriptedGroup(), config=config) as client:
+            for _ in range(3):
+                assert (await client.get(path, headers=bearer(ACME))).status != 429
+            assert (await ask(client)).status == 200
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_tokens_are_reserved_with_max_tokens_and_settled_to_what_was_used(stream):
     async def main():
