@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 MODEL = "smollm2-chaos"
 NUM_STREAMS = 8
-NUM_TOKENS = 200
+NUM_TOKENS = 120
 NUM_LEAVING = 100
 SERVING_WITHIN_S = 30.0
 REPLACED_WITHIN_S = 60.0

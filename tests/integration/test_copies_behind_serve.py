@@ -1,4 +1,4 @@
-"""Gateway copies behind Serve's proxy: red if the one that is scraped does not answer for all."""
+"""Gateway copies behind Serve's proxy: red if the one that is scraped does not answer for all, or a panel is empty."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +10,7 @@ from ray import serve
 from deployments import app
 from deployments.gateway.config import GatewayConfig
 from deployments.http.api_keys import ApiKey
+from deployments.metrics.views.dashboards import DASHBOARDS
 from tests.support.prometheus_server import MISSING, PrometheusServer, is_installed
 from tests.support.serve_instance import GATEWAY, model_args, wait_until
 
@@ -24,6 +25,16 @@ NUM_COPIES = 2
 NUM_REQUESTS = 16
 CALLER, SCRAPER = "sk-caller", "sk-scraper"
 ANSWERED = f'eagleray_requests_total{{model="{MODEL}",status="ok"}}'
+
+
+QUERIES = [target.query for board in DASHBOARDS for panel in board.panels for target in panel.targets]
+
+
+def filled_in(query: str) -> str:
+    """Return a panel's query as Grafana would send it for this model."""
+    for name, value in (("$model", MODEL), ("$group", ".*"), ("$__rate_interval", "1m")):
+        query = query.replace(name, value)
+    return query
 
 
 def key(name: str, secret: str, **fields: str) -> ApiKey:
@@ -71,6 +82,8 @@ def test_prometheus_sees_the_requests_of_every_copy_whichever_it_reaches(keyed, 
         assert prometheus.number(f'sum(eagleray_request_queue_seconds_count{{model="{MODEL}"}})') == NUM_REQUESTS
         assert prometheus.number(f'eagleray_rank_step_seconds_count{{model="{MODEL}",rank="0"}}') > 0
         assert prometheus.number(f'sum(eagleray_step_seconds_count{{model="{MODEL}"}})') >= 4
+        wait_until(lambda: prometheus.query(filled_in(QUERIES[0])), 15, "rates of the load are known")
+        assert [query for query in map(filled_in, QUERIES) if not prometheus.query(query)] == [], "empty panels"
         (target,) = prometheus.active_targets()
         assert (target["health"], target["lastError"]) == ("up", "")
     finally:

@@ -135,7 +135,7 @@ def test_what_groups_say_is_there_once_and_agrees_with_what_gateways_counted(wat
 
 def test_every_refusal_of_the_guard_is_counted(watched):
     for code in ("invalid_api_key", "forbidden"):
-        assert watched.prometheus.number(f'sum(eagleray_refusals_total{{code="{code}"}})') >= 1
+        watched.prometheus.wait_for(f'sum(eagleray_refusals_total{{code="{code}"}}) >= 1')
 
 
 @pytest.mark.parametrize("query", PANELS)
