@@ -30,7 +30,9 @@ serve: $(MODEL) ## Serve a small model on http://127.0.0.1:8000 (CONFIG=configs/
 	@exec $(BIN)/python -m deployments.launch $(CONFIG)
 
 test: $(MODEL) $(TOOLS) ## Run every test: unit, conformance, integration, chaos
-	@$(BIN)/python -m pytest
+	@# The quick ones side by side, a thread each; then those that start servers or kill processes, one at a time.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 tests/unit tests/conformance
+	@$(BIN)/python -m pytest tests/integration tests/chaos tests/gpu
 
 test-terraform: $(MODEL) $(TOOLS) $(INFRA_TOOLS) ## Prove terraform/ without AWS: lint, policy, apply, boot in namespaces
 	@.venv-infra/bin/python -m pytest tests/terraform

@@ -40,6 +40,21 @@ NUM_WARM_TOKENS = 16
 _SPAWN = multiprocessing.get_context("spawn")
 
 
+def ready_group(channel: ChannelAddress | None) -> GroupStatus:
+    """Return the status of a group that serves a model named `bench`."""
+    return GroupStatus(
+        group_id="bench",
+        model="bench",
+        application="bench",
+        state="ready",
+        generation=1,
+        world_size=1,
+        channel=channel,
+        model_source=MODEL,
+        max_model_len=8192,
+    )
+
+
 class PacedGroup:
     """A SubmitTarget that waits for `num_streams` requests and then gives each a token at every step."""
 
@@ -68,17 +83,7 @@ class PacedGroup:
 
     def status(self) -> GroupStatus:
         """Return a ready group."""
-        return GroupStatus(
-            group_id="bench",
-            model="bench",
-            application="bench",
-            state="ready",
-            generation=1,
-            world_size=1,
-            channel=self._channel,
-            model_source=MODEL,
-            max_model_len=8192,
-        )
+        return ready_group(self._channel)
 
     def _run(self) -> None:
         while True:

@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 from starlette.types import ASGIApp, Message
 
-from benchmarks.gateway_path import MODEL
+from benchmarks.gateway_path import ready_group
 from benchmarks.report import shown, write_report
 from cluster.status import ChannelAddress, GroupStatus
 from deployments.gateway.config import GatewayConfig
@@ -70,17 +70,7 @@ class PromptGroup:
 
     def status(self) -> GroupStatus:
         """Return a ready group."""
-        return GroupStatus(
-            group_id="bench",
-            model="bench",
-            application="bench",
-            state="ready",
-            generation=1,
-            world_size=1,
-            channel=_NOWHERE,
-            model_source=MODEL,
-            max_model_len=8192,
-        )
+        return ready_group(_NOWHERE)
 
 
 class EncodingExporter(SpanExporter):

@@ -1,18 +1,11 @@
 """The seam between the engine and the processes that compute."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from core.progress import Progress
 from parallel.plan import StepPlan, StepResult
 from parallel.rank.messages import Joined, Load, Loaded, RankPace
-
-
-class RankFailure(NamedTuple):
-    """Which rank broke, for logs and for the supervisor."""
-
-    rank: int
-    reason: str
 
 
 class RankPool(Protocol):

@@ -137,3 +137,8 @@ class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
     """How long a request behind all others would wait before it is computed, as predicted; 0 while that is unknown."""
     figures: EngineFigures | None = None
     """What operators want to know besides."""
+
+    @property
+    def num_held_blocks(self) -> int:
+        """Blocks that requests hold; cached ones are free in effect."""
+        return self.num_blocks - self.num_free_blocks - self.num_cached_blocks

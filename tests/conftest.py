@@ -20,6 +20,16 @@ if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(autouse=True)
+def signals_are_kept() -> Iterator[None]:
+    """A command called in this process may end by ignoring signals; what later tests start would inherit that."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if handler is not None:
+            signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def served() -> "Iterator[ServeInstance]":
     """One Ray Serve instance with a gateway, started by the first test that asks for it."""

@@ -15,6 +15,7 @@ from cluster.node.aws import aws_client
 from cluster.node.boot import Boot, Folders, Machine
 from cluster.node.commands import SystemCommands
 from cluster.node.config import DEFAULT_PATH, NodeConfig
+from cluster.node.dashboard import Dashboard
 from cluster.node.errors import BootFailed, NotYet, StopRequested
 from cluster.node.imds import InstanceMetadata
 from cluster.node.loops import run_head_loops, run_worker_loops
@@ -96,7 +97,7 @@ def _status(options: argparse.Namespace) -> None:
 def _deploy(options: argparse.Namespace) -> None:
     _authenticate()
     config = NodeConfig.load(options.config)
-    api = ServeApi(Folders().token)
+    api = ServeApi(Dashboard(Folders().token))
     ServeDuty(config, _location(config), api, SystemCommands(), Patience(threading.Event())).deploy()
 
 

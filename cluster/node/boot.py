@@ -14,6 +14,7 @@ from cluster.node.background import Background
 from cluster.node.cluster_token import fetch_token, keep_token
 from cluster.node.commands import Commands
 from cluster.node.config import START_LABEL, NodeConfig, RocksdbStore
+from cluster.node.dashboard import Dashboard
 from cluster.node.devices import check_efa, check_gpus
 from cluster.node.disks import Mount
 from cluster.node.errors import BootFailed, NotYet, StopRequested
@@ -213,7 +214,7 @@ class Boot:
         )
 
     def _serve_duty(self, location: str) -> ServeDuty:
-        api = ServeApi(self._machine.folders.token)
+        api = ServeApi(Dashboard(self._machine.folders.token))
         return ServeDuty(self._config, location, api, self._machine.commands, self._patience)
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ from cluster.node.autoscaling_groups import AutoScaling
 from cluster.node.aws import aws_client
 from cluster.node.commands import SystemCommands
 from cluster.node.config import NodeConfig
+from cluster.node.dashboard import Dashboard
 from cluster.node.draining import DrainLoop, InterruptionQueue, SpotWatch
 from cluster.node.errors import NotYet
 from cluster.node.imds import InstanceMetadata
@@ -26,7 +27,7 @@ _SPOT_PERIOD_S = 5.0
 
 def run_head_loops(config: NodeConfig, stop: threading.Event) -> None:
     """Scale worker groups and drain nodes that AWS takes away, until `stop` is set; blocks."""
-    cluster = RayCluster(SystemCommands(), gcs_address(config))
+    cluster = RayCluster(SystemCommands(), gcs_address(config), Dashboard(None))
     steps: list[Callable[[], None]] = []
     if config.worker_groups or config.interruption_queue_url:
         autoscaling = AutoScaling(aws_client("autoscaling", config.region))
@@ -43,7 +44,7 @@ def run_head_loops(config: NodeConfig, stop: threading.Event) -> None:
 def run_worker_loops(config: NodeConfig, stop: threading.Event) -> None:
     """Drain this node when its own metadata says that it will be taken away, until `stop` is set; blocks."""
     metadata, commands, gcs = InstanceMetadata(), SystemCommands(), gcs_address(config)
-    cluster = RayCluster(commands, gcs)
+    cluster = RayCluster(commands, gcs, Dashboard(None))
 
     def drain(left_s: float) -> None:
         instance_id = metadata.identify().instance_id

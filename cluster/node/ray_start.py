@@ -12,6 +12,7 @@ from cluster.weights.config import CACHE_VARIABLE
 
 GCS_PORT = 6379
 DASHBOARD_PORT = 8265
+TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
 _NODE_PORTS = {
     "--node-manager-port": 6380,
     "--object-manager-port": 6381,
@@ -30,7 +31,7 @@ _RECONNECT_S = 600
 
 def token_environment(token_path: Path) -> dict[str, str]:
     """Return what makes Ray, in whatever process, authenticate with the cluster's token."""
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+    return {"RAY_AUTH_MODE": "token", TOKEN_PATH_VARIABLE: str(token_path)}
 
 
 def ray_environment(config: NodeConfig, state_folder: Path) -> dict[str, str]:

@@ -1,20 +1,17 @@
 """What the loops ask of Ray: what its nodes hold, what waits for room, and to empty a node."""
 
 import logging
-import os
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from cluster.node.commands import CommandFailed, Commands
 from cluster.node.config import GROUP_LABEL, INSTANCE_LABEL
-from cluster.node.errors import NotYet
-from cluster.node.ray_start import DASHBOARD_PORT, find_ray
+from cluster.node.dashboard import Dashboard
+from cluster.node.errors import BootFailed, NotYet
+from cluster.node.ray_start import find_ray
 
 logger = logging.getLogger(__name__)
 
@@ -179,13 +176,11 @@ class RayCluster:
     command of Ray's own autoscaler. Both take the token from the environment.
     """
 
-    def __init__(self, commands: Commands, gcs: str, dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> None:
+    def __init__(self, commands: Commands, gcs: str, dashboard: Dashboard) -> None:
         """`gcs`: HOST:PORT."""
         self._commands = commands
         self._gcs = gcs
         self._dashboard = dashboard
-        # No proxy: it is this machine.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def look(self) -> ClusterState:
         """Return what is where. Raises NotYet while Ray does not tell."""
@@ -207,14 +202,8 @@ class RayCluster:
         logger.info("node drains", extra={"node": node_id, "reason": reason, "deadline_s": round(deadline_s)})
 
     def _rows(self, kind: str, answer: type[_Answer[Row]]) -> list[Row]:
-        url = f"{self._dashboard}/api/v0/{kind}?detail=1&limit={_MAX_ROWS}"
         try:
-            with self._opener.open(urllib.request.Request(url, headers=_authorization()), timeout=30) as reply:
-                return msgspec.json.decode(reply.read(), type=answer).data.result.result
-        except (OSError, msgspec.DecodeError) as error:
+            said = self._dashboard.ask(f"/api/v0/{kind}?detail=1&limit={_MAX_ROWS}")
+            return msgspec.json.decode(said, type=answer).data.result.result
+        except (BootFailed, msgspec.DecodeError) as error:
             raise NotYet(f"Ray's dashboard does not tell its {kind}: {error}") from None
-
-
-def _authorization() -> dict[str, str]:
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return {"Authorization": f"Bearer {Path(path).read_text(encoding='ascii').strip()}"} if path else {}

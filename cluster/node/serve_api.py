@@ -1,16 +1,13 @@
-"""Ray's REST API for Serve: what is deployed, and deploying. It answers on the head's loopback address."""
+"""What Ray Serve has deployed, and deploying, through Ray's dashboard."""
 
 import json
 import logging
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import msgspec
 from pydantic import ValidationError
 
+from cluster.node.dashboard import Dashboard
 from cluster.node.errors import BootFailed, NotYet
-from cluster.node.ray_start import DASHBOARD_PORT
 from cluster.node.serve_config import ServeConfig
 
 logger = logging.getLogger(__name__)
@@ -42,43 +39,18 @@ class _Details(msgspec.Struct):
 
 
 class ServeApi:
-    """Client of one cluster's Serve; sends the cluster's token."""
+    """What is deployed in one cluster, and deploying."""
 
-    def __init__(
-        self, token_path: Path, url: str = f"http://127.0.0.1:{DASHBOARD_PORT}", timeout_s: float = 60.0
-    ) -> None:
-        self._token_path = token_path
-        self._url = url + _PATH
-        self._timeout_s = timeout_s
+    def __init__(self, dashboard: Dashboard) -> None:
+        self._dashboard = dashboard
 
     def applications(self) -> dict[str, Application]:
         """Return what is deployed, by name. Raises NotYet, BootFailed."""
-        return msgspec.json.decode(self._ask("GET"), type=_Details).applications
+        return msgspec.json.decode(self._dashboard.ask(_PATH), type=_Details).applications
 
     def deploy(self, config: ServeConfig) -> None:
         """Make `config` what is served; applications it does not name end. Raises NotYet, BootFailed."""
-        self._ask("PUT", json.dumps(config).encode())
-
-    def _ask(self, method: str, body: bytes | None = None) -> bytes:
-        headers = {"Authorization": f"Bearer {self._token_path.read_text(encoding='ascii')}"}
-        request = urllib.request.Request(
-            self._url, method=method, data=body, headers=headers | {"Content-Type": "application/json"}
-        )
-        try:
-            # No proxy: it is this machine.
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(request, timeout=self._timeout_s) as answer:
-                return answer.read()
-        except urllib.error.HTTPError as error:
-            said = " ".join(error.read().decode(errors="replace").split())[-600:]
-            if error.code == 400:
-                raise BootFailed(f"Serve refuses the config: {said}") from None
-            if error.code in (401, 403):
-                raise BootFailed(f"Ray refuses the token in {self._token_path}: {said}; restart the node") from None
-            raise NotYet(f"Ray's dashboard answers {error.code}: {said}") from None
-        except OSError as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise NotYet(f"Ray's dashboard at {self._url} does not answer ({reason})") from None
+        self._dashboard.ask(_PATH, "PUT", json.dumps(config).encode())
 
 
 def deploy_if_changed(api: ServeApi, config: ServeConfig) -> bool:

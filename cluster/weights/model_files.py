@@ -33,7 +33,8 @@ class ModelFiles:
         self._open_store = open_store
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._leases: list[Lease] = []
+        # By digest: whoever locates a model again has one already.
+        self._leases: dict[str, Lease] = {}
         self._stores: dict[str, ObjectStore] = {}
 
     def locate(self, source: str, revision: str | None, on_bytes: OnBytes) -> Located:
@@ -56,8 +57,8 @@ class ModelFiles:
         """Let others evict what this process used; a fetch under way stops. Idempotent."""
         self._stop.set()
         with self._lock:
-            leases, self._leases = self._leases, []
-        for lease in leases:
+            leases, self._leases = self._leases, {}
+        for lease in leases.values():
             lease.close()
 
     def _have(self, uri: S3Uri, revision: str | None, wanted: Wanted, on_bytes: OnBytes) -> Located:
@@ -66,9 +67,7 @@ class ModelFiles:
         if manifest is None:
             manifest = self._take_stock(uri, revision)
         digest = manifest.digest
-        lease = cache.lease(digest)
-        with self._lock:
-            self._leases.append(lease)
+        self._lease(cache, digest)
         while missing := _missing(cache, manifest, wanted):
             if self._stop.is_set():
                 raise NotReady(f"{uri}: stopped while it was fetched")
@@ -77,10 +76,18 @@ class ModelFiles:
                     self._fetch(cache, manifest, _missing(cache, manifest, wanted), on_bytes)
                     continue
             _report_others(cache, manifest, missing, on_bytes)
-            time.sleep(_POLL_S)
+            self._stop.wait(_POLL_S)
         folder = cache.folder(digest)
         path = folder / manifest.files[0].name if manifest.is_single_file else folder
         return Located(path, str(uri), digest)
+
+    def _lease(self, cache: WeightsCache, digest: str) -> None:
+        lease = cache.lease(digest)
+        with self._lock:
+            former = self._leases.pop(digest, None)
+            self._leases[digest] = lease
+        if former is not None:
+            former.close()
 
     def _take_stock(self, uri: S3Uri, revision: str | None) -> Manifest:
         manifest = take_stock(self._store(uri.bucket), uri)

@@ -135,6 +135,16 @@ class _Exchange:
         return [*headers, (b"connection", b"close")] if status in _CLOSING_STATUSES else headers
 
 
+def how_it_ended(error: BaseException | None) -> str | None:
+    """Return what ended an exchange early, as everybody counts it: an error's code, or CLIENT_LEFT; None: nothing."""
+    if error is None:
+        return None
+    if isinstance(error, EaglerayError):
+        return error.code
+    # Serve cancels the handler of a client that left.
+    return CLIENT_LEFT if isinstance(error, ClientDisconnect | asyncio.CancelledError) else EaglerayError.code
+
+
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
     return given if _HARMLESS_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"

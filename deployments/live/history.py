@@ -132,7 +132,7 @@ class LiveHistory:
 def kv_use(*loads: EngineLoad) -> float:
     """Return the share of KV blocks that requests hold; cached blocks are free in effect."""
     num_blocks = sum(load.num_blocks for load in loads)
-    num_held = num_blocks - sum(load.num_free_blocks + load.num_cached_blocks for load in loads)
+    num_held = sum(load.num_held_blocks for load in loads)
     return round(num_held / num_blocks, 4) if num_blocks else 0.0
 
 

@@ -4,7 +4,6 @@ from core.errors import EaglerayError, StartupError
 from deployments.http.boundary import CLIENT_LEFT
 from deployments.http.errors import SlowClient
 from deployments.metrics import gateway_rows as rows
-from deployments.metrics.request_record import numbers_of
 from deployments.metrics.row import OTHER
 from deployments.metrics.store import Numbers
 from deployments.openai.errors import status_of
@@ -38,9 +37,9 @@ class AnswerMetrics:
     """Counts every HTTP exchange of a gateway when it is over."""
 
     def __init__(self) -> None:
-        self.responses = numbers_of(rows.RESPONSES)
-        self.refusals = numbers_of(rows.REFUSALS)
-        self.client_disconnects = numbers_of(rows.CLIENT_DISCONNECTS)
+        self.responses = Numbers.bounded(rows.RESPONSES)
+        self.refusals = Numbers.bounded(rows.REFUSALS)
+        self.client_disconnects = Numbers.bounded(rows.CLIENT_DISCONNECTS)
         self._status_of_code = codes()
         self.refusals.show(self._status_of_code.items())
         self.client_disconnects.show([("left",), ("slow",)])

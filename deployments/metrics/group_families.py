@@ -57,11 +57,6 @@ def group_values(groups: Sequence[Group], models: Iterable[str]) -> Rows:
     return values | _load_values(loads) | _figure_values(loads)
 
 
-def group_families(values: Rows) -> list[Family]:
-    """Return them as text."""
-    return [family(row, found, {}) for row, found in values.items()]
-
-
 def family(row: Row, values: Values | list[Series], constant: Mapping[str, str]) -> Family:
     """Return one metric as text."""
     if isinstance(values, list):
@@ -105,7 +100,7 @@ def _load_values(loads: Sequence[tuple[LabelValues, EngineLoad]]) -> Rows:
         (*labels, state): count
         for labels, load in loads
         for state, count in (
-            ("used", load.num_blocks - load.num_free_blocks - load.num_cached_blocks),
+            ("used", load.num_held_blocks),
             ("cached", load.num_cached_blocks),
             ("free", load.num_free_blocks),
         )
@@ -115,10 +110,7 @@ def _load_values(loads: Sequence[tuple[LabelValues, EngineLoad]]) -> Rows:
         rows.WAITING: {labels: load.num_waiting for labels, load in loads},
         rows.OUTSTANDING_TOKENS: {labels: load.num_outstanding_tokens for labels, load in loads},
         rows.PREDICTED_WAIT: {labels: load.wait_s for labels, load in loads},
-        rows.KV_USAGE: {
-            labels: 1 - (load.num_free_blocks + load.num_cached_blocks) / max(load.num_blocks, 1)
-            for labels, load in loads
-        },
+        rows.KV_USAGE: {labels: load.num_held_blocks / max(load.num_blocks, 1) for labels, load in loads},
         rows.KV_BLOCKS: blocks,
         rows.PROMPT_TOKENS: {labels: load.num_prompt_tokens for labels, load in loads},
         rows.CACHED_TOKENS: {labels: load.num_cached_prompt_tokens for labels, load in loads},

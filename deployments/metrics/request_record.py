@@ -1,18 +1,13 @@
 """What one request adds to the metrics of its gateway, however it ends."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from starlette.requests import ClientDisconnect
-
-from core.errors import EaglerayError
+from deployments.http.boundary import how_it_ended
 from deployments.metrics import gateway_rows as rows
-from deployments.metrics.row import Row
 from deployments.metrics.store import Distribution, Distributions, Numbers
-from deployments.metrics.table import label
 from engine.request_timings import RequestTimings
 
 UNKNOWN_MODEL = "unknown"
@@ -51,19 +46,19 @@ class RequestMetrics:
     """Everything about requests that one gateway counts."""
 
     def __init__(self) -> None:
-        self.time_to_first_token = _distributions(rows.TIME_TO_FIRST_TOKEN)
-        self.inter_token_latency = _distributions(rows.INTER_TOKEN_LATENCY)
-        self.time_per_output_token = _distributions(rows.TIME_PER_OUTPUT_TOKEN)
-        self.request_duration = _distributions(rows.REQUEST_DURATION)
-        self.queue_time = _distributions(rows.QUEUE_TIME)
-        self.prefill_time = _distributions(rows.PREFILL_TIME)
-        self.decode_time = _distributions(rows.DECODE_TIME)
-        self.token_usage = _distributions(rows.TOKEN_USAGE)
-        self.requests = numbers_of(rows.REQUESTS)
-        self.choices = numbers_of(rows.CHOICES)
-        self.requests_open = numbers_of(rows.REQUESTS_OPEN)
-        self.tokens = numbers_of(rows.TOKENS)
-        self.tenant_tokens = numbers_of(rows.TENANT_TOKENS)
+        self.time_to_first_token = Distributions.bounded(rows.TIME_TO_FIRST_TOKEN)
+        self.inter_token_latency = Distributions.bounded(rows.INTER_TOKEN_LATENCY)
+        self.time_per_output_token = Distributions.bounded(rows.TIME_PER_OUTPUT_TOKEN)
+        self.request_duration = Distributions.bounded(rows.REQUEST_DURATION)
+        self.queue_time = Distributions.bounded(rows.QUEUE_TIME)
+        self.prefill_time = Distributions.bounded(rows.PREFILL_TIME)
+        self.decode_time = Distributions.bounded(rows.DECODE_TIME)
+        self.token_usage = Distributions.bounded(rows.TOKEN_USAGE)
+        self.requests = Numbers.bounded(rows.REQUESTS)
+        self.choices = Numbers.bounded(rows.CHOICES)
+        self.requests_open = Numbers.bounded(rows.REQUESTS_OPEN)
+        self.tokens = Numbers.bounded(rows.TOKENS)
+        self.tenant_tokens = Numbers.bounded(rows.TENANT_TOKENS)
 
     def all_distributions(self) -> list[Distributions]:
         """Return every histogram."""
@@ -127,7 +122,7 @@ class RequestRecord:
     ) -> None:
         metrics, ended_s = self._metrics, time.monotonic()
         metrics.requests_open.add(self._operation, amount=-1)
-        metrics.requests.add(self._model, self._operation, _status(error))
+        metrics.requests.add(self._model, self._operation, how_it_ended(error) or "ok")
         metrics.request_duration.of(self._model, self._operation).observe(ended_s - self.received_s)
         for choice in self._choices:
             self._observe_choice(choice, ended_s)
@@ -160,33 +155,3 @@ class RequestRecord:
             metrics.token_usage.of(self._model, kind).observe(count)
             if self._tenant:
                 metrics.tenant_tokens.add(self._tenant, kind, amount=count)
-
-
-def numbers_of(row: Row) -> Numbers:
-    """Return an empty counter or gauge, bounded as the table says."""
-    return Numbers(row, max_series(row))
-
-
-def max_series(row: Row) -> int:
-    """Return how many combinations of label values a gateway copy may have."""
-    product = 1
-    for name in row.labels:
-        product *= label(name).max_values
-    return min(product, MAX_SERIES)
-
-
-MAX_SERIES = 2048
-"""Of one metric in one gateway copy, whatever its labels would allow."""
-
-
-def _distributions(row: Row) -> Distributions:
-    return Distributions(row, max_series(row))
-
-
-def _status(error: BaseException | None) -> str:
-    if error is None:
-        return "ok"
-    if isinstance(error, EaglerayError):
-        return error.code
-    # Serve cancels the handler of a client that left.
-    return "client_left" if isinstance(error, ClientDisconnect | asyncio.CancelledError) else "internal_error"

@@ -2,8 +2,10 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from typing import Self
 
 from deployments.metrics.row import OTHER, Row
+from deployments.metrics.table import max_series
 
 LabelValues = tuple[str, ...]
 
@@ -16,6 +18,11 @@ class Numbers:
         self.values: dict[LabelValues, float] = {}
         self._max_series = max_series
         self._rest = (OTHER,) * len(row.labels)
+
+    @classmethod
+    def bounded(cls, row: Row) -> Self:
+        """Return an empty one with room for what the table allows."""
+        return cls(row, max_series(row))
 
     def add(self, *labels: str, amount: float = 1.0) -> None:
         """Count `amount`; what comes after the last combination there is room for is counted under `other`."""
@@ -56,6 +63,11 @@ class Distributions:
         self.series: dict[LabelValues, Distribution] = {}
         self._max_series = max_series
         self._rest = (OTHER,) * len(row.labels)
+
+    @classmethod
+    def bounded(cls, row: Row) -> Self:
+        """Return an empty one with room for what the table allows."""
+        return cls(row, max_series(row))
 
     def of(self, *labels: str) -> Distribution:
         """Return the distribution for these labels, empty at first; the one of `other` when there is no more room."""

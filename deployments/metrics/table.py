@@ -1,5 +1,7 @@
 """The table: every metric, every other name for one, every label and its bound."""
 
+import math
+
 from deployments.metrics import gateway_rows as gateway
 from deployments.metrics import group_rows as group
 from deployments.metrics.row import Alias, Label, Row
@@ -28,6 +30,9 @@ LABELS: tuple[Label, ...] = (
     Label("tier", "`torch`, `cpu`, `cuda`, an external library.", 8),
     Label("detail", "The variant a tier chose; one per operation and group.", 32),
 )
+
+MAX_SERIES = 2048
+"""Of one metric in one gateway copy, whatever its labels would allow."""
 
 _VLLM = {"model": "model_name", "finish_reason": "finished_reason"}
 
@@ -59,6 +64,11 @@ ALIASES: tuple[Alias, ...] = (
 def label(name: str) -> Label:
     """Return the row of a label."""
     return next(one for one in LABELS if one.name == name)
+
+
+def max_series(row: Row) -> int:
+    """Return how many combinations of label values a gateway copy may have."""
+    return min(math.prod(label(name).max_values for name in row.labels), MAX_SERIES)
 
 
 def aliases_of(row: Row) -> list[Alias]:

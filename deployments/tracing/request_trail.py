@@ -3,17 +3,14 @@
 Spans are made out of them afterwards, so a request that is not traced costs its stamps, and a token nothing at all.
 """
 
-import asyncio
 import time
 from types import TracebackType
 from typing import Protocol
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
 
 from core.clock import Clock, MonotonicClock
-from core.errors import EaglerayError
-from deployments.http.boundary import CLIENT_LEFT
+from deployments.http.boundary import how_it_ended
 from deployments.openai.job import Job
 
 
@@ -51,12 +48,7 @@ class RequestTrail:
     @property
     def error_type(self) -> str | None:
         """The code of what ended the request early; never a message, which may quote the caller."""
-        if self.error is None:
-            return None
-        if isinstance(self.error, EaglerayError):
-            return self.error.code
-        is_gone = isinstance(self.error, ClientDisconnect | asyncio.CancelledError)
-        return CLIENT_LEFT if is_gone else EaglerayError.code
+        return how_it_ended(self.error)
 
 
 class Following(Protocol):

@@ -1,6 +1,5 @@
 """Gateway copies behind Serve's proxy: red if the one that is scraped does not answer for all, or a panel is empty."""
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -9,9 +8,8 @@ from ray import serve
 
 from deployments import app
 from deployments.gateway.config import GatewayConfig
-from deployments.http.api_keys import ApiKey
-from deployments.metrics.views.dashboards import DASHBOARDS
 from tests.support.prometheus_server import MISSING, PrometheusServer, is_installed
+from tests.support.scraped import CALLER, KEYS, SCRAPER, panel_queries
 from tests.support.serve_instance import GATEWAY, model_args, wait_until
 
 pytestmark = [
@@ -23,22 +21,7 @@ pytestmark = [
 MODEL = "watched"
 NUM_COPIES = 2
 NUM_REQUESTS = 16
-CALLER, SCRAPER = "sk-caller", "sk-scraper"
 ANSWERED = f'eagleray_requests_total{{model="{MODEL}",status="ok"}}'
-
-
-QUERIES = [target.query for board in DASHBOARDS for panel in board.panels for target in panel.targets]
-
-
-def filled_in(query: str) -> str:
-    """Return a panel's query as Grafana would send it for this model."""
-    for name, value in (("$model", MODEL), ("$group", ".*"), ("$__rate_interval", "1m")):
-        query = query.replace(name, value)
-    return query
-
-
-def key(name: str, secret: str, **fields: str) -> ApiKey:
-    return ApiKey(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest(), **fields)
 
 
 def deploy_gateway(config: GatewayConfig, num_copies: int) -> None:
@@ -51,8 +34,7 @@ def keyed(served):
     """A served model behind two gateway copies with API keys."""
     served.deploy(MODEL, model_args("quickstart.yaml", name=MODEL))
     try:
-        keys = (key("caller", CALLER), key("prometheus", SCRAPER, scope="metrics"))
-        deploy_gateway(GatewayConfig(api_keys=keys), NUM_COPIES)
+        deploy_gateway(GatewayConfig(api_keys=KEYS), NUM_COPIES)
         wait_until(lambda: served.is_ready(MODEL), 60, "the model is ready")
         yield served
     finally:
@@ -60,8 +42,10 @@ def keyed(served):
         deploy_gateway(GatewayConfig(), 1)
 
 
-def test_prometheus_sees_the_requests_of_every_copy_whichever_it_reaches(keyed, tmp_path):
-    prometheus = PrometheusServer(tmp_path, f"127.0.0.1:{keyed.port}", SCRAPER)
+@pytest.fixture(scope="module")
+def prometheus(keyed, tmp_path_factory):
+    """A Prometheus that has seen the copies idle, then under load."""
+    prometheus = PrometheusServer(tmp_path_factory.mktemp("prometheus"), f"127.0.0.1:{keyed.port}", SCRAPER)
     try:
         prometheus.wait_for(f'eagleray_kv_blocks{{model="{MODEL}"}} and on() (eagleray_gateway_copies == {NUM_COPIES})')
 
@@ -73,18 +57,24 @@ def test_prometheus_sees_the_requests_of_every_copy_whichever_it_reaches(keyed, 
         with ThreadPoolExecutor(8) as threads:
             assert set(threads.map(ask, range(NUM_REQUESTS))) == {200}
         prometheus.wait_for(f"sum({ANSWERED}) == {NUM_REQUESTS}")
-        assert len(prometheus.query(f"sum by (gateway) ({ANSWERED})")) == NUM_COPIES
-        assert prometheus.number(f"resets(sum({ANSWERED})[1m:1s])") == 0
-        assert prometheus.number(f'count(vllm:generation_tokens_total{{model_name="{MODEL}"}})') == 1
-        assert (
-            prometheus.number(f'sum(eagleray_inter_token_latency_seconds_count{{model="{MODEL}"}})') == 3 * NUM_REQUESTS
-        )
-        assert prometheus.number(f'sum(eagleray_request_queue_seconds_count{{model="{MODEL}"}})') == NUM_REQUESTS
-        assert prometheus.number(f'eagleray_rank_step_seconds_count{{model="{MODEL}",rank="0"}}') > 0
-        assert prometheus.number(f'sum(eagleray_step_seconds_count{{model="{MODEL}"}})') >= 4
-        wait_until(lambda: prometheus.query(filled_in(QUERIES[0])), 15, "rates of the load are known")
-        assert [query for query in map(filled_in, QUERIES) if not prometheus.query(query)] == [], "empty panels"
-        (target,) = prometheus.active_targets()
-        assert (target["health"], target["lastError"]) == ("up", "")
+        yield prometheus
     finally:
         prometheus.close()
+
+
+def test_requests_of_every_copy_are_seen_whichever_is_scraped(prometheus):
+    assert len(prometheus.query(f"sum by (gateway) ({ANSWERED})")) == NUM_COPIES
+    assert prometheus.number(f"resets(sum({ANSWERED})[1m:1s])") == 0
+    assert prometheus.number(f'count(vllm:generation_tokens_total{{model_name="{MODEL}"}})') == 1
+    assert prometheus.number(f'sum(eagleray_inter_token_latency_seconds_count{{model="{MODEL}"}})') == 3 * NUM_REQUESTS
+    assert prometheus.number(f'sum(eagleray_request_queue_seconds_count{{model="{MODEL}"}})') == NUM_REQUESTS
+    assert prometheus.number(f'eagleray_rank_step_seconds_count{{model="{MODEL}",rank="0"}}') > 0
+    assert prometheus.number(f'sum(eagleray_step_seconds_count{{model="{MODEL}"}})') >= 4
+    (target,) = prometheus.active_targets()
+    assert (target["health"], target["lastError"]) == ("up", "")
+
+
+def test_no_panel_is_empty(prometheus):
+    queries = panel_queries(MODEL, "1m").values()
+    wait_until(lambda: prometheus.query(next(iter(queries))), 15, "rates of the load are known")
+    assert [query for query in queries if not prometheus.query(query)] == []

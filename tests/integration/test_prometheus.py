@@ -1,6 +1,5 @@
 """The real Prometheus scrapes two gateway copies under load: red if a scrape, a rule, an alert or a panel is wrong."""
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -10,14 +9,13 @@ import pytest
 
 from core.errors import Draining
 from deployments.gateway.config import GatewayConfig
-from deployments.http.api_keys import ApiKey
 from deployments.metrics.views.alerts import ALERTS
-from deployments.metrics.views.dashboards import DASHBOARDS
 from tests.support.engines import make_engine
 from tests.support.fake_groups import EngineGroup
 from tests.support.fake_ranks import FakeRankPool
 from tests.support.gateway_copies import gateway_copies
 from tests.support.prometheus_server import MISSING, PrometheusServer, is_installed, promtool
+from tests.support.scraped import CALLER, KEYS, SCRAPER, panel_queries
 
 pytestmark = [
     pytest.mark.integration,
@@ -30,14 +28,8 @@ NUM_COPIES = 2
 NUM_STREAMS = 24
 NUM_TOKENS = 16
 WINDOW = "30s"
-CALLER, SCRAPER = "sk-caller", "sk-scraper"
 ANSWERED = f'sum(eagleray_requests_total{{model="{MODEL}",status="ok"}})'
-PANELS = [
-    pytest.param(target.query, id=f"{board.name}-{panel.title}-{number}".replace(" ", "_"))
-    for board in DASHBOARDS
-    for panel in board.panels
-    for number, target in enumerate(panel.targets)
-]
+PANELS = panel_queries(MODEL, WINDOW)
 
 
 class Watched(NamedTuple):
@@ -55,7 +47,7 @@ class Watched(NamedTuple):
 def watched(tmp_path_factory) -> Iterator[Watched]:
     """Two gateway copies with API keys, one group, a Prometheus that has seen them idle, then under load."""
     engine = make_engine(FakeRankPool(vocab_size=256, world_size=2))
-    config = GatewayConfig(api_keys=(key("caller", CALLER), key("prometheus", SCRAPER, scope="metrics")))
+    config = GatewayConfig(api_keys=KEYS)
     with gateway_copies([EngineGroup(engine)], config, NUM_COPIES) as url:
         folder = tmp_path_factory.mktemp("prometheus")
         prometheus = PrometheusServer(folder, url.removeprefix("http://"), SCRAPER)
@@ -72,10 +64,6 @@ def watched(tmp_path_factory) -> Iterator[Watched]:
         finally:
             prometheus.close()
             engine.close(Draining("the test is over"))
-
-
-def key(name: str, secret: str, **fields: str) -> ApiKey:
-    return ApiKey(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest(), **fields)
 
 
 def load(watched: Watched) -> None:
@@ -138,10 +126,8 @@ def test_every_refusal_of_the_guard_is_counted(watched):
         watched.prometheus.wait_for(f'sum(eagleray_refusals_total{{code="{code}"}}) >= 1')
 
 
-@pytest.mark.parametrize("query", PANELS)
+@pytest.mark.parametrize("query", PANELS.values(), ids=PANELS)
 def test_a_panel_shows_something(watched, query):
-    for name, value in (("$model", MODEL), ("$group", ".*"), ("$__rate_interval", WINDOW)):
-        query = query.replace(name, value)
     assert watched.prometheus.query(query), query
 
 

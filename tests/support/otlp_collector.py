@@ -1,13 +1,12 @@
 """A collector of spans: OTLP over HTTP, protobuf, as OpenTelemetry's exporters send them. Bound to 127.0.0.1."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from tests.support.loopback_server import LoopbackServer, QuietHandler
 from tests.support.spans import SpanSeen, SpanTree
 
 
@@ -19,25 +18,17 @@ class OtlpCollector:
         """Every request, as it came."""
         collector = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_POST(self) -> None:
                 collector.bodies.append(self.rfile.read(int(self.headers["content-length"])))
-                self.send_response(200)
-                self.send_header("content-length", "0")
-                self.end_headers()
+                self.answer(200)
 
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
-        self._thread.start()
+        self._server = LoopbackServer(Handler)
 
     @property
     def environment(self) -> dict[str, str]:
         """Variables with which a process exports to this collector, soon after a span has ended."""
-        url = f"http://127.0.0.1:{self._server.server_address[1]}/v1/traces"
-        return {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": url, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        return {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{self._server.url}/v1/traces", "OTEL_BSP_SCHEDULE_DELAY": "200"}
 
     @property
     def spans(self) -> list[SpanSeen]:
@@ -60,9 +51,7 @@ class OtlpCollector:
 
     def close(self) -> None:
         """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(timeout=10)
+        self._server.close()
 
 
 def _spans_in(body: bytes) -> list[SpanSeen]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.weights.uri import is_remote
 from core.errors import CheckpointError
 from core.sizes import show_bytes
 from deployments.doctor.finding import Finding, note, ok, problem, warning
@@ -30,7 +31,7 @@ class Location:
 
 def locate(source: str, revision: str | None) -> Location:
     """Return where the files of `model.source` are; asks the hub if need be, downloads nothing."""
-    if source.startswith("s3://"):
+    if is_remote(source):
         return Location(None, "s3")
     repo, _, file = source.partition(":")
     is_local = source.startswith(("package:", "/", "./", "../", "~")) or Path(source).exists()

@@ -18,10 +18,9 @@ from deployments.metrics.config import MetricsConfig
 from deployments.metrics.copies import CopyPage, joined
 from deployments.metrics.exposition import numbers
 from deployments.metrics.group_families import Group, group_values, start_ratio
-from deployments.metrics.request_record import MAX_SERIES, max_series, numbers_of
 from deployments.metrics.row import OTHER
 from deployments.metrics.store import Distribution, Distributions, Numbers
-from deployments.metrics.table import ALIASES, ROWS
+from deployments.metrics.table import ALIASES, MAX_SERIES, ROWS, max_series
 from engine.figures import EngineFigures
 from engine.request import EngineLoad
 from engine.request_timings import RequestTimings, StayTimes
@@ -196,7 +195,7 @@ def test_callers_cannot_make_up_labels():
 
 
 def test_beyond_its_bound_a_metric_counts_under_other():
-    counter = numbers_of(gateway_rows.TENANT_TOKENS)
+    counter = Numbers.bounded(gateway_rows.TENANT_TOKENS)
     for number in range(5000):
         counter.add(f"tenant-{number}", "input")
     assert len(counter.values) == max_series(gateway_rows.TENANT_TOKENS) + 1 <= MAX_SERIES

@@ -1,13 +1,12 @@
 """The metadata service is asked by version 2 alone, and its absence is explained."""
 
-import http.server
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from cluster.node.errors import NotYet
 from cluster.node.imds import Identity, InstanceMetadata
+from tests.support.loopback_server import LoopbackServer, QuietHandler
 
 
 class MetadataService:
@@ -20,40 +19,25 @@ class MetadataService:
         self.is_open = True
         service = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_PUT(self) -> None:
                 assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
                 service.valid = f"token-{len(service.tokens)}"
                 service.tokens.append(service.valid)
-                self._answer(200, service.valid)
+                self.answer(200, service.valid)
 
             def do_GET(self) -> None:
                 value = service.values.get(self.path.removeprefix("/latest/meta-data/"))
                 if not service.is_open or self.headers["X-aws-ec2-metadata-token"] != service.valid:
-                    self._answer(401, "")
+                    self.answer(401)
                 else:
-                    self._answer(404 if value is None else 200, value or "")
+                    self.answer(404 if value is None else 200, value or "")
 
-            def _answer(self, status: int, text: str) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
+        self._server = LoopbackServer(Handler)
+        self.endpoint = self._server.url
 
     def close(self) -> None:
-        if not self._thread.is_alive():
-            return  # a test has closed it
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
 
 @pytest.fixture

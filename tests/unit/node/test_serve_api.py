@@ -1,17 +1,17 @@
 """What is deployed already is left alone, and what cannot be is told in Serve's words."""
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ray.serve.schema import ServeDeploySchema
 
+from cluster.node.dashboard import Dashboard
 from cluster.node.errors import BootFailed, NotYet
 from cluster.node.serve_api import Application, ServeApi, are_same, check_running, deploy_if_changed
 from cluster.node.serve_config import for_cluster
+from tests.support.loopback_server import LoopbackServer, QuietHandler
 
 CONFIG = {
     "http_options": {"port": 8000},
@@ -21,7 +21,7 @@ CONFIG = {
 }
 
 
-class Dashboard:
+class FakeDashboard:
     """Ray's REST API for Serve on 127.0.0.1: remembers what was put, answers `status` with `text` if that is set."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Dashboard:
         self.refusal: tuple[int, str] | None = None
         dashboard = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 # More than we read, as the real one answers.
                 self._answer(json.dumps({"controller_info": {}, "applications": dashboard.applications}))
@@ -43,37 +43,26 @@ class Dashboard:
             def _answer(self, text: str) -> None:
                 assert self.path == "/api/serve/applications/"
                 dashboard.tokens.append(self.headers["Authorization"])
-                status, text = dashboard.refusal or (200, text)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text.encode())
+                self.answer(*(dashboard.refusal or (200, text)))
 
-            def log_message(self, *_: object) -> None:
-                return
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
+        self._server = LoopbackServer(Handler)
+        self.url = self._server.url
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
 
 @pytest.fixture
-def dashboard() -> Iterator[Dashboard]:
-    dashboard = Dashboard()
+def dashboard() -> Iterator[FakeDashboard]:
+    dashboard = FakeDashboard()
     yield dashboard
     dashboard.close()
 
 
 @pytest.fixture
-def api(dashboard: Dashboard, tmp_path: Path) -> ServeApi:
+def api(dashboard: FakeDashboard, tmp_path: Path) -> ServeApi:
     (tmp_path / "token").write_text("3f2a9c5e7b1d4608")
-    return ServeApi(tmp_path / "token", dashboard.url)
+    return ServeApi(Dashboard(tmp_path / "token", dashboard.url))
 
 
 def running(config: dict | None = None, status: str = "RUNNING", message: str = "") -> dict[str, dict]:
@@ -81,24 +70,24 @@ def running(config: dict | None = None, status: str = "RUNNING", message: str = 
     return {"gateway": {"status": status, "message": message, "deployed_app_config": config or application}}
 
 
-def test_first_head_deploys_with_the_token(dashboard: Dashboard, api: ServeApi):
+def test_first_head_deploys_with_the_token(dashboard: FakeDashboard, api: ServeApi):
     assert deploy_if_changed(api, CONFIG)
     assert dashboard.puts == [CONFIG]
     assert set(dashboard.tokens) == {"Bearer 3f2a9c5e7b1d4608"}
 
 
-def test_replacing_head_leaves_what_runs_alone(dashboard: Dashboard, api: ServeApi):
+def test_replacing_head_leaves_what_runs_alone(dashboard: FakeDashboard, api: ServeApi):
     dashboard.applications = running()
     assert not deploy_if_changed(api, CONFIG)
     assert dashboard.puts == []
 
 
-def test_changed_config_is_deployed(dashboard: Dashboard, api: ServeApi):
+def test_changed_config_is_deployed(dashboard: FakeDashboard, api: ServeApi):
     dashboard.applications = running(CONFIG["applications"][0] | {"args": {"a": 2}})
     assert deploy_if_changed(api, CONFIG)
 
 
-def test_application_that_serve_gave_up_is_deployed_again(dashboard: Dashboard, api: ServeApi):
+def test_application_that_serve_gave_up_is_deployed_again(dashboard: FakeDashboard, api: ServeApi):
     dashboard.applications = running(status="DEPLOY_FAILED")
     assert deploy_if_changed(api, CONFIG)
 
@@ -120,7 +109,7 @@ def test_config_is_recognised_in_what_serve_makes_of_it(path: Path):
     assert not are_same(deployed, config)
 
 
-def test_end_of_a_start_is_waited_for(dashboard: Dashboard, api: ServeApi):
+def test_end_of_a_start_is_waited_for(dashboard: FakeDashboard, api: ServeApi):
     dashboard.applications = running(status="DEPLOYING")
     with pytest.raises(NotYet, match="gateway is DEPLOYING"):
         check_running(api)
@@ -128,7 +117,7 @@ def test_end_of_a_start_is_waited_for(dashboard: Dashboard, api: ServeApi):
     check_running(api)
 
 
-def test_application_that_cannot_start_is_told_with_the_reason(dashboard: Dashboard, api: ServeApi):
+def test_application_that_cannot_start_is_told_with_the_reason(dashboard: FakeDashboard, api: ServeApi):
     dashboard.applications = running(status="DEPLOY_FAILED", message="ImportError:\n  no module named x")
     with pytest.raises(BootFailed, match="application gateway cannot be started: ImportError: no module named x"):
         check_running(api)
@@ -137,18 +126,18 @@ def test_application_that_cannot_start_is_told_with_the_reason(dashboard: Dashbo
 @pytest.mark.parametrize(
     ("status", "error", "message"),
     [
-        (400, BootFailed, "Serve refuses the config: port is no number"),
+        (400, BootFailed, "Ray refuses PUT /api/serve/applications/: port is no number"),
         (401, BootFailed, "Ray refuses the token"),
         (503, NotYet, "Ray's dashboard answers 503"),
     ],
 )
-def test_refusals_are_told(dashboard: Dashboard, api: ServeApi, status: int, error: type[Exception], message: str):
+def test_refusals_are_told(dashboard: FakeDashboard, api: ServeApi, status: int, error: type[Exception], message: str):
     dashboard.refusal = (status, "port is no number")
     with pytest.raises(error, match=message):
         api.deploy(CONFIG)
 
 
-def test_dashboard_that_is_not_up_is_waited_for(dashboard: Dashboard, tmp_path: Path):
+def test_dashboard_that_is_not_up_is_waited_for(dashboard: FakeDashboard, tmp_path: Path):
     (tmp_path / "token").write_text("3f2a9c5e7b1d4608")
     with pytest.raises(NotYet, match="does not answer"):
-        ServeApi(tmp_path / "token", "http://127.0.0.1:9").applications()
+        ServeApi(Dashboard(tmp_path / "token", "http://127.0.0.1:9")).applications()

@@ -78,6 +78,13 @@ def is_patient(spec: RankSpec, channel: LeaderSocket) -> None:
     go_on(spec, channel)
 
 
+def is_stuck(spec: RankSpec, channel: LeaderSocket) -> None:
+    """Read what the leader says, and answer nothing."""
+    get_ready(spec, channel)
+    while channel.receive():
+        pass
+
+
 def go_on(spec: RankSpec, channel: LeaderSocket) -> None:
     order = await_enlistment(channel)
     while True:
@@ -139,11 +146,6 @@ def test_a_rank_that_is_silent_when_the_time_for_a_step_is_up_is_the_cause_and_i
 
 
 def test_a_survivor_that_is_lost_while_it_is_awaited_breaks_nothing_once_more(broken_pool):
-    def is_stuck(spec: RankSpec, channel: LeaderSocket) -> None:
-        get_ready(spec, channel)
-        while channel.receive():
-            pass
-
     pool, launcher = broken_pool({0: is_stuck, 1: dies_at_first_plan}, rejoin_timeout_s=60)
     pool.renew(1)
     pool._note_lost(0, "frozen: no sign of life for 2.0 s")
@@ -153,11 +155,6 @@ def test_a_survivor_that_is_lost_while_it_is_awaited_breaks_nothing_once_more(br
 
 
 def test_a_survivor_that_does_not_come_back_in_time_is_replaced(broken_pool):
-    def is_stuck(spec: RankSpec, channel: LeaderSocket) -> None:
-        get_ready(spec, channel)
-        while channel.receive():
-            pass
-
     pool, launcher = broken_pool({0: is_patient, 1: is_stuck}, breaks_with=StepTimeout, rejoin_timeout_s=0.5)
     pool.renew(1)
     start(pool)
@@ -280,11 +277,6 @@ def needs_much_memory(spec: RankSpec, channel: LeaderSocket) -> None:
 
 
 def test_a_pool_that_is_closed_while_survivors_are_awaited_says_so(broken_pool):
-    def is_stuck(spec: RankSpec, channel: LeaderSocket) -> None:
-        get_ready(spec, channel)
-        while channel.receive():
-            pass
-
     pool, _ = broken_pool({0: is_stuck, 1: dies_at_first_plan}, rejoin_timeout_s=30)
     pool.renew(1)
     threading.Timer(0.05, pool.close).start()
