@@ -162,7 +162,7 @@ class Intake:
 
     def _due_s(self, request: GenerationRequest, now_s: float) -> float:
         """Return when it is the request's turn, so to speak: who comes later by a priority's worth is not before it."""
-        due_s = now_s + request.priority * self._config.priority_step_s
+        due_s = now_s - request.waited_s + request.priority * self._config.priority_step_s
         # A stream that has begun goes before all that have not and were let in before.
         return due_s - self._config.max_wait_s if request.is_resumed else due_s
 

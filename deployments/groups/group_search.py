@@ -4,6 +4,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Collection
+from typing import NamedTuple
 
 import msgspec
 from pydantic import Field, NonNegativeInt
@@ -37,6 +38,15 @@ class StreamLimits(Config):
     """Most new requests that wait so at a time; more are refused. Streams that have begun are not counted."""
 
 
+class Moments(NamedTuple):
+    """Of one request, on the gateway's clock. A group is told how soon and how long ago: it has a clock of its own."""
+
+    expires_s: float
+    """When it ends whatever happens; infinity without a deadline."""
+    waiting_since_s: float
+    """When its caller asked, or the group broke that had given it tokens."""
+
+
 class GroupSearch:
     """Submits requests through a directory, and waits where waiting helps. Lives on one event loop."""
 
@@ -68,36 +78,36 @@ class GroupSearch:
         self._is_closed = True
         self._wake()
 
-    async def place_new(self, model: str, request: GenerationRequest, expires_s: float, search: Search) -> RoutedStream:
+    async def place_new(self, model: str, request: GenerationRequest, moments: Moments, search: Search) -> RoutedStream:
         """Return the stream of the first group that accepts a request nobody worked on yet.
 
         A full group is not waited for, a restarting one is. Raises what `GroupDirectory.submit` raises, or
         DeadlineExceeded.
         """
-        return await self._place(model, request, expires_s, search, is_new=True)
+        return await self._place(model, request, moments, search, is_new=True)
 
     async def place_broken(
-        self, model: str, request: GenerationRequest, expires_s: float, search: Search, left: Collection[str]
+        self, model: str, request: GenerationRequest, moments: Moments, search: Search, left: Collection[str]
     ) -> RoutedStream:
         """Return the stream of the first group that goes on with a broken request; those it `left` are asked last.
 
         Everything is waited for. Raises the last refusal when the time is up, or DeadlineExceeded.
         """
-        return await self._place(model, request, expires_s, search, is_new=False, last_resort=left)
+        return await self._place(model, request, moments, search, is_new=False, last_resort=left)
 
     async def _place(
         self,
         model: str,
         request: GenerationRequest,
-        expires_s: float,
+        moments: Moments,
         search: Search,
         is_new: bool,
         last_resort: Collection[str] = (),
     ) -> RoutedStream:
-        patient_until_s = min(self._clock.now_s() + self._limits.resume_wait_s, expires_s)
+        patient_until_s = min(self._clock.now_s() + self._limits.resume_wait_s, moments.expires_s)
         pause_s = 0.0
         while True:
-            current = self._with_time_left(request, expires_s)
+            current = self._stamped(request, moments)
             try:
                 return await self._directory.submit(model, current, last_resort)
             except (Overloaded, ReplicaFailed, ModelNotFound) as refusal:
@@ -113,13 +123,13 @@ class GroupSearch:
             finally:
                 search.hold(held_from_s, self._clock.now_s())
 
-    def _with_time_left(self, request: GenerationRequest, expires_s: float) -> GenerationRequest:
-        if request.deadline_s is None:
-            return request
-        left_s = expires_s - self._clock.now_s()
-        if left_s <= 0:
+    def _stamped(self, request: GenerationRequest, moments: Moments) -> GenerationRequest:
+        """Return the request as of now. Raises DeadlineExceeded."""
+        now_s = self._clock.now_s()
+        if moments.expires_s <= now_s:
             raise DeadlineExceeded("the request's deadline passed before a replica group finished it")
-        return msgspec.structs.replace(request, deadline_s=left_s)
+        left_s = None if request.deadline_s is None else moments.expires_s - now_s
+        return msgspec.structs.replace(request, deadline_s=left_s, waited_s=now_s - moments.waiting_since_s)
 
     def _is_worth_waiting(self, model: str, refusal: EaglerayError) -> bool:
         has_room = len(self._new) < self._limits.max_held_requests

@@ -29,7 +29,7 @@ from core.errors import (
     RequestQuarantined,
 )
 from deployments.groups.directory import GroupDirectory, RoutedStream
-from deployments.groups.group_search import ELSEWHERE, GroupSearch, StreamLimits, expiry
+from deployments.groups.group_search import ELSEWHERE, GroupSearch, Moments, StreamLimits, expiry
 from deployments.groups.quarantine import Quarantine, Strikes
 from deployments.groups.retry_budget import RetryBudget
 from deployments.groups.stream_counts import StreamCounts
@@ -75,11 +75,11 @@ class UnbrokenStreams:
         if self.quarantine.has(model, request):
             self.counts[model].num_quarantined += 1
             raise RequestQuarantined("replica groups died of this request; it is refused for ten minutes")
-        expires_s = expiry(self.clock, request)
+        moments = Moments(expiry(self.clock, request), self.clock.now_s())
         trail = trail or StreamTrail(self.clock)
         with trail.search() as search:
-            attempt = await self.search.place_new(model, request, expires_s, search)
-        return UnbrokenStream(self, model, request, expires_s, attempt, trail)
+            attempt = await self.search.place_new(model, request, moments, search)
+        return UnbrokenStream(self, model, request, moments, attempt, trail)
 
 
 class UnbrokenStream:
@@ -93,14 +93,14 @@ class UnbrokenStream:
         shared: UnbrokenStreams,
         model: str,
         request: GenerationRequest,
-        expires_s: float,
+        moments: Moments,
         attempt: RoutedStream,
         trail: StreamTrail,
     ) -> None:
         self._shared = shared
         self._model = model
         self._request = request
-        self._expires_s = expires_s
+        self._moments = moments
         self._attempt: RoutedStream | None = attempt
         self._trail = trail
         self._part = trail.begin_part(attempt)
@@ -154,6 +154,8 @@ class UnbrokenStream:
         """Have another group go on, unless nothing is left to generate. Raises what ends the request."""
         former, was_alone = self.group_id or "", self._dock is not None
         started_s = self._shared.clock.now_s()
+        if self._num_new_tokens > 0:
+            self._moments = self._moments._replace(waiting_since_s=started_s)
         self._part.error = failure.code
         await self._leave_group()
         if not isinstance(failure, ELSEWHERE):
@@ -188,7 +190,7 @@ class UnbrokenStream:
         shared = self._shared
         pause_s = shared.budget.take(shared.num_open)
         if pause_s > 0:
-            await asyncio.sleep(min(pause_s, max(0.0, self._expires_s - shared.clock.now_s())))
+            await asyncio.sleep(min(pause_s, max(0.0, self._moments.expires_s - shared.clock.now_s())))
         if self._strikes.is_suspect:
             dock = shared.docks[self._model]
             try:
@@ -207,7 +209,7 @@ class UnbrokenStream:
             token_ids=self._request.token_ids + self._emitted,
         )
         try:
-            return await self._shared.search.place_broken(self._model, request, self._expires_s, search, {former})
+            return await self._shared.search.place_broken(self._model, request, self._moments, search, {former})
         except DeadlineExceeded:
             raise
         except (Overloaded, ReplicaFailed, RequestError) as refusal:

@@ -18,7 +18,7 @@ from deployments.doctor.server.probes import server_probes
 from deployments.gateway.config import GatewayConfig
 from tests.support.fake_groups import ScriptedGroup
 from tests.support.http_servers import http_gateway
-from tests.support.serve_instance import free_port, model_args
+from tests.support.serve_instance import free_port, model_args, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -124,6 +124,7 @@ def test_a_proxy_that_keeps_a_stream_back_is_found(is_buffered, level):
 def test_the_command_examines_a_served_model_and_the_ray_cluster_under_it(served):
     served.deploy("doctored", model_args("quickstart.yaml", name="doctored"))
     try:
+        wait_until(lambda: served.models() == ["doctored"], 30, "models of other tests are forgotten")
         run = subprocess.run(
             [sys.executable, "-m", "deployments.doctor", served.url, "--json", "--timeout-factor", "2"]
             + ["--ray", ray.get_runtime_context().gcs_address],

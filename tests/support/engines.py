@@ -81,6 +81,7 @@ def make_request(
     num_prompt_tokens: int | None = None,
     priority: int = 0,
     deadline_s: float | None = None,
+    waited_s: float = 0.0,
     cache_salt: str = "",
     **sampling,
 ) -> GenerationRequest:
@@ -91,6 +92,7 @@ def make_request(
         sampling=SamplingParams(max_tokens=max_tokens, seed=sampling.pop("seed", 0), **sampling),
         priority=priority,
         deadline_s=deadline_s,
+        waited_s=waited_s,
         cache_salt=cache_salt,
     )
 

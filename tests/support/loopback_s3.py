@@ -37,7 +37,7 @@ class LoopbackS3:
     def start(self) -> dict[str, str]:
         """Serve; return the environment that sends every AWS client here."""
         self._server = _Server(self)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         return self.environment
 

@@ -84,12 +84,17 @@ class ServeInstance:
         tracing = TracingConfig(enabled=True, exporter_import_path=EXPORTER, sampling_ratio=0.0)
         variables = self.s3.start() | {CACHE_VARIABLE: self._weights.name}
         variables |= self.collector.environment | proxy_environment(tracing)
-        with patch.dict(os.environ, variables):
-            # More logical CPUs than there are: reservations are book-keeping, and tests deploy several groups.
-            ray.init(address="local", namespace="serve", num_cpus=8, include_dashboard=False, log_to_driver=False)
-        options = HTTPOptions(host="127.0.0.1", port=self.port, request_timeout_s=120)
-        serve.start(http_options=options, proxy_location=ProxyLocation.HeadOnly, tracing_config=tracing)
-        serve.run(app.gateway(GatewayConfig()), name=GATEWAY, route_prefix="/")
+        try:
+            with patch.dict(os.environ, variables):
+                # More logical CPUs than there are: reservations are book-keeping, and tests deploy several groups.
+                ray.init(address="local", namespace="serve", num_cpus=8, include_dashboard=False, log_to_driver=False)
+            options = HTTPOptions(host="127.0.0.1", port=self.port, request_timeout_s=120)
+            serve.start(http_options=options, proxy_location=ProxyLocation.HeadOnly, tracing_config=tracing)
+            serve.run(app.gateway(GatewayConfig()), name=GATEWAY, route_prefix="/")
+        except BaseException:
+            # Nobody else can: the caller has no instance.
+            self.close()
+            raise
 
     def deploy(self, name: str, args: dict[str, Any], num_replicas: int = 1) -> None:
         """Serve a model as application `name`, as its `name` in `args`; returns when every group can be used."""
@@ -120,6 +125,10 @@ class ServeInstance:
                 return answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.read().decode()
+
+    def models(self) -> list[str]:
+        """Return the models the gateway knows; it forgets one fifteen seconds after its last group has gone."""
+        return [report["model"] for report in self._models()]
 
     def groups(self, model: str) -> list[dict[str, Any]]:
         """Return what `/readyz` tells of the model's groups."""

@@ -218,6 +218,34 @@ def test_the_deadline_shrinks_by_the_time_that_has_passed(run):
     run(main())
 
 
+def test_a_stream_that_breaks_again_before_its_next_token_keeps_its_place_in_line(run):
+    async def main():
+        clock = FakeClock()
+        fleet = await Fleet("g1", "g2", clock=clock).start()
+        reader = await reading(fleet)
+        first = reader.group_id
+        fleet.give(first, 5)
+        await fleet.settle()
+        clock.advance(4)
+        await fleet.break_group(first)
+        assert last_request(fleet, other(first)).waited_s == 0
+        await fleet.heal(first)
+        clock.advance(3)
+        await fleet.break_group(other(first))
+        assert last_request(fleet, first).waited_s == 3
+        await fleet.heal(other(first))
+        fleet.give(first, 6)
+        await fleet.settle()
+        await fleet.break_group(first)
+        assert last_request(fleet, other(first)).waited_s == 0
+        fleet.finish(other(first))
+        await reader.task
+        assert reader.tokens == [5, 6]
+        await fleet.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("error", [ContextTooLong("too long"), DeadlineExceeded("late"), EaglerayError("a bug")])
 def test_an_end_that_is_the_requests_own_is_not_tried_elsewhere(run, error):
     async def main():

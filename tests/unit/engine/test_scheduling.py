@@ -243,3 +243,10 @@ def test_a_stream_that_broke_goes_before_requests_that_wait():
     engine.submit(make_request("resumed", [1, 2, 3], num_prompt_tokens=2), sink)
     engine.step()
     assert order_of_first_tokens(engine, sink)[0] == "resumed"
+
+
+def test_streams_that_broke_go_on_in_the_order_in_which_they_fell_silent():
+    engine, sink = engine_at(FakeClock(), max_running=1)
+    for name, waited_s in (("now", 0.0), ("before", 4.0), ("first", 8.0)):
+        engine.submit(make_request(name, [1, 2, 3], num_prompt_tokens=2, waited_s=waited_s), sink)
+    assert order_of_first_tokens(engine, sink) == ["first", "before", "now"]
