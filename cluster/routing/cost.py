@@ -12,7 +12,8 @@
 
 One formula, no modes and no thresholds: a long queue and a cached prefix weigh against each other in the same unit. p,
 base, sequence and kv are learned by each group; a wrong p costs little (four times too high or too low: two points of
-SLO attainment). The constants come from replays of the Mooncake traces and of hot prefixes (`benchmarks.routing`).
+SLO attainment), and so do weights between 6 and 12. The constants come from replays of the Mooncake traces and of hot
+prefixes (`benchmarks.routing`).
 """
 
 from collections.abc import Sequence
@@ -26,9 +27,9 @@ DOUBLED_AT_TOKENS = 60_000
 """A: where a prompt token costs twice what the first one does, for attention grows. Of a 70B model; 40,000 of an 8B."""
 QUEUE_GROWTH = 1.15
 """What attention adds to queued prompts, whose positions are not known here."""
-WORK_WEIGHT = 6.0
+WORK_WEIGHT = 8.0
 """g. 0 ignores what computing costs later requests; 3 gives away a hot prefix too easily (docs/routing.md)."""
-STALL_WEIGHT = 0.05
+STALL_WEIGHT = 0.1
 """x. Each running request waits while a prompt is computed beside it, but no first token does."""
 MEMORY_WEIGHT = 8.0
 """A group out of KV blocks preempts or lets requests wait, which costs several times what the blocks alone explain."""
