@@ -262,6 +262,8 @@ def serve_in_process(serve: Callable[[Connection], Any]) -> tuple[Connection, An
     ours, theirs = _SPAWN.Pipe()
     process = serve(theirs)
     process.start()
+    # So that a process that ends without an answer ends the wait for one.
+    theirs.close()
     return ours, process
 
 

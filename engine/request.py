@@ -29,7 +29,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     deadline_s: float | None = None
     """Seconds from submission after which the request is ended with DeadlineExceeded."""
     waited_s: float = 0.0
-    """Seconds it has waited for its next token in other groups; its place in line is that of so long ago."""
+    """Seconds its caller has waited for the next token already; its place in line is that of so long ago."""
     cache_salt: str = ""
     """Requests of different salts never share cached KV blocks."""
     tenant: str = ""

@@ -12,8 +12,8 @@
 
 One formula, no modes and no thresholds: a long queue and a cached prefix weigh against each other in the same unit. p,
 base, sequence and kv are learned by each group; a wrong p costs little (four times too high or too low: two points of
-SLO attainment), and so do weights between 6 and 12. The constants come from replays of the Mooncake traces and of hot
-prefixes (`benchmarks.routing`).
+SLO attainment). The constants come from replays of the Mooncake traces and of hot prefixes (`benchmarks.routing`);
+those hardly tell weights between 6 and 12 apart.
 """
 
 from collections.abc import Sequence
